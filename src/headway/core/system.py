@@ -1,0 +1,159 @@
+"""The five kinds of system and what each must offer (DESIGN: a system is special in nothing else)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from headway.core.card import Card
+from headway.core.errors import BadInput
+
+if TYPE_CHECKING:
+    from headway.core.cache import StepCache
+    from headway.core.model import Model, Site
+    from headway.core.target import Target
+
+Kind = Literal["model", "transform", "policy", "planner", "instrument"]
+
+
+class Settings(BaseModel):
+    """Base of every system's settings: unknown fields are refused, values are immutable.
+
+    Give each field a `Field(default, ge=..., le=..., description="unit; meaning; source")`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], system: str) -> Any:
+        """Validate `values`; raises `BadInput` naming the field, the rule and the known fields."""
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "settings"
+            if first["type"] == "extra_forbidden":
+                raise BadInput(
+                    f"{system} has no setting {where!r}", f"its settings are: {', '.join(cls.model_fields)}"
+                ) from None
+            raise BadInput(
+                f"{system}: {where}={first.get('input')!r}: {first['msg']}", f"see: headway systems {system}"
+            ) from None
+
+
+class WeightSettings(Settings):
+    """Settings that every system of the `weights` slot shares: which sites it takes."""
+
+    only: tuple[str, ...] = Field((), description="site patterns to take, e.g. layers.*.mlp.*; empty = all")
+    skip: tuple[str, ...] = Field((), description="site patterns to leave as they are")
+
+
+S = TypeVar("S", bound=Settings)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a system is expected to cost, before anything is run; `None` where it says nothing."""
+
+    latency_s: float | None = None
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    memory_bytes: float | None = None
+    size_bytes: float | None = None
+    quality: float | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a system applies to a model on a target, with the reason when it does not."""
+
+    yes: bool
+    reason: str = ""
+
+    def __bool__(self) -> bool:
+        return self.yes
+
+
+YES = Verdict(True)
+
+
+def no(reason: str) -> Verdict:
+    return Verdict(False, reason)
+
+
+@dataclass
+class Context:
+    """What a transform may use besides the model: data to calibrate on, the step cache, threads, the seed."""
+
+    target: Target
+    calibration: Any = None
+    """Inputs of the readable torch module: a list of argument tuples (a language model: int64 token tensors)."""
+    cache: StepCache | None = None
+    threads: int = 0
+    seed: int = 0
+    notes: list[str] = field(default_factory=list)
+    """Sentences a transform wants in the report (what it left alone, and why)."""
+
+
+class System(ABC, Generic[S]):
+    """A published system. The module that defines it has a literal `SYSTEM = Card(...)` beside the class."""
+
+    card: ClassVar[Card]
+    settings: ClassVar[type[Settings]]
+
+    @abstractmethod
+    def applies(self, model: Model, target: Target) -> Verdict:
+        """Whether it can do anything for this model on this machine."""
+
+    @abstractmethod
+    def predict(self, model: Model, target: Target, settings: S) -> Costs:
+        """Cheap estimate from the target's measured rates; runs nothing of the model."""
+
+
+class ModelFamily(System[S]):
+    """Kind `model`: a configuration to a network."""
+
+    @abstractmethod
+    def build(self, settings: S) -> Model: ...
+
+
+class Transform(System[S]):
+    """Kind `transform`: a model to a model."""
+
+    @abstractmethod
+    def apply(self, model: Model, settings: S, context: Context) -> Model: ...
+
+
+class Policy(System[S]):
+    """Kind `policy`: a behaviour of a runtime slot while it runs."""
+
+    @abstractmethod
+    def plug(self, model: Model, settings: S, context: Context) -> Model:
+        """The model with this policy in its slot."""
+
+
+class Planner(System[S]):
+    """Kind `planner`: a problem to a plan."""
+
+    @abstractmethod
+    def plan(self, problem: Mapping[str, Any], settings: S) -> Mapping[str, Any]: ...
+
+
+class Instrument(System[S]):
+    """Kind `instrument`: a machine or a model to measurements."""
+
+    @abstractmethod
+    def measure(self, subject: Any, settings: S) -> Mapping[str, Any]: ...
+
+
+def sites_taken(settings: WeightSettings, sites: Sequence[Site]) -> list[Site]:
+    """The sites a weight system takes: those `only` selects (all, when empty) less those `skip` names."""
+    return [
+        site
+        for site in sites
+        if (not settings.only or site.matches(settings.only)) and not site.matches(settings.skip)
+    ]

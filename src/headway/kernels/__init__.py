@@ -1,0 +1,1 @@
+"""Native kernels: `cpu/` (C++20 behind one extension, chosen by instruction set at run time) and `gpu/` (Triton)."""

@@ -1,0 +1,1 @@
+"""The language-model runtime and its slots."""

@@ -1,0 +1,1 @@
+"""Slot kv: where keys and values live."""

@@ -1,0 +1,1 @@
+"""Slot weights: how linear layers are stored and multiplied."""

@@ -1,0 +1,1 @@
+"""The main path: load, measure, propose, predict, apply, measure, keep, prove, save."""
