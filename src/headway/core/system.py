@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from headway.core.card import Card
 from headway.core.errors import BadInput
 
 if TYPE_CHECKING:
     from headway.core.cache import StepCache
+
     from headway.core.model import Model, Site
     from headway.core.target import Target
 
@@ -50,6 +51,11 @@ class WeightSettings(Settings):
 
     only: tuple[str, ...] = Field((), description="site patterns to take, e.g. layers.*.mlp.*; empty = all")
     skip: tuple[str, ...] = Field((), description="site patterns to leave as they are")
+
+    @field_validator("only", "skip", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
 
 S = TypeVar("S", bound=Settings)
@@ -153,7 +159,5 @@ class Instrument(System[S]):
 def sites_taken(settings: WeightSettings, sites: Sequence[Site]) -> list[Site]:
     """The sites a weight system takes: those `only` selects (all, when empty) less those `skip` names."""
     return [
-        site
-        for site in sites
-        if (not settings.only or site.matches(settings.only)) and not site.matches(settings.skip)
+        site for site in sites if (not settings.only or site.matches(settings.only)) and not site.matches(settings.skip)
     ]

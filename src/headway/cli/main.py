@@ -1,0 +1,104 @@
+"""The entry point: which verbs there are, and how an error becomes one line and an exit code.
+
+A verb's module is imported only when it is called, so that `headway --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+VERBS: dict[str, str] = {
+    "probe": "measure this machine into a target",
+    "optimize": "bring a model under a budget, with evidence and a report",
+    "apply": "apply one recipe to a model, no search",
+    "generate": "one completion, or a chat where there is a terminal",
+    "bench": "throughput and latency beside other engines, interleaved in one run",
+    "diagnose": "where the time and the bytes go, and what would help",
+    "prove": "run a system's proof: the paper's figure, ours and the bar",
+    "systems": "what there is: systems and packaged models",
+    "report": "one HTML file from evidence, that works offline",
+}
+
+USAGE = """headway VERB ...
+
+Bring a model, a machine and a budget; leave with what meets it, and the measurement that proves it.
+
+{verbs}
+
+headway VERB --help explains a verb. Start with:
+  headway optimize smollm2-135m --budget "latency<=6ms/token, quality>=0.98" --minimize size -o out/
+"""
+
+
+def usage() -> str:
+    return USAGE.format(verbs="\n".join(f"  {verb:<10} {what}" for verb, what in VERBS.items()))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code (0 yes, 1 no, 2 bad input, 3 lacking, 130 interrupted)."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage(), end="")
+        return 0
+    if words[0] == "--version":
+        from headway import __version__
+
+        print(f"headway {__version__}")
+        return 0
+    verb = words[0]
+    try:
+        return _run(verb, words[1:])
+    except KeyboardInterrupt:
+        print(
+            "headway: interrupted; everything measured so far is kept, run the same command to go on", file=sys.stderr
+        )
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(verb: str, words: list[str]) -> int:
+    from headway.core.errors import BadInput, HeadwayError
+
+    try:
+        if verb not in VERBS:
+            from difflib import get_close_matches
+
+            near = get_close_matches(verb, VERBS, n=1)
+            raise BadInput(
+                f"no verb {verb!r}", f"did you mean {near[0]}?" if near else f"verbs are: {', '.join(VERBS)}"
+            )
+        import click
+
+        try:
+            return _call(verb, words)
+        except click.UsageError as error:
+            option = error.format_message().rstrip(".")
+            raise BadInput(f"{verb}: {option[:1].lower()}{option[1:]}", f"see: headway {verb} --help") from None
+        except click.exceptions.Abort:
+            raise KeyboardInterrupt from None
+    except HeadwayError as error:
+        if os.environ.get("HEADWAY_TRACEBACK"):
+            raise
+        print("headway: " + " ".join(str(error).split()), file=sys.stderr)
+        return error.exit_code
+
+
+def _call(verb: str, words: list[str]) -> int:
+    """Import the verb's module and run its `command`; whatever integer it returns is the exit code."""
+    import typer
+
+    module = importlib.import_module(f"headway.cli.{verb}")
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app.command(name=verb, help=module.command.__doc__)(module.command)
+    command = typer.main.get_command(app)
+    result = command.main(words, prog_name=f"headway {verb}", standalone_mode=False)
+    return int(result or 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
