@@ -1,4 +1,4 @@
-"""`Runtime`: what executes a language model; the readable torch reference and the native whole-model step both do."""
+"""`Runtime`: what executes a language model: the readable torch reference, or the native whole-model step."""
 
 from __future__ import annotations
 

@@ -1,28 +1,31 @@
-"""`Architecture`: one description of a decoder-only language model, from which every runtime builds the network.
+"""`Architecture`: one description of a decoder-only language model, from which every runtime builds it.
 
 The network, for tokens t of shape (T,):
 
-    x = rows t of the embedding * embedding_scale                       (T, d_model)
+    x = rows t of the embedding * embedding_scale                   (T, d_model)
     for each layer:
         h = norm(x; attention_norm)
-        q, k, v = h Wq^T + bq, h Wk^T + bk, h Wv^T + bv                 bias only where `qkv_bias`
-        q, k = norm(q; q_norm), norm(k; k_norm)  over head_dim          only where `qk_norm`
-        q, k = rope(q), rope(k)                                         halves rotated: pairs (j, j + head_dim / 2)
-        s = q k^T * query_scale;  s = cap * tanh(s / cap)               cap only where `attention_softcap`
+        q, k, v = h Wq^T + bq, h Wk^T + bk, h Wv^T + bv             bias only where `qkv_bias`
+        q, k = norm(q; q_norm), norm(k; k_norm)  over head_dim      only where `qk_norm`
+        q, k = rope(q), rope(k)                                     pairs are (j, j + head_dim / 2)
+        s = q k^T * query_scale;  s = cap * tanh(s / cap)           cap only where `attention_softcap`
         key j is seen by query i when j <= i and (no window or i - j < window)
-        a = softmax(s) v Wo^T;  a = norm(a; post_attention_norm)        that norm only where `post_norms`
+        a = softmax(s) v Wo^T;  a = norm(a; post_attention_norm)    that norm only where `post_norms`
         x = x + a
         h = norm(x; mlp_norm)
         m = (activation(h Wgate^T) * (h Wup^T)) Wdown^T
-        m = norm(m; post_mlp_norm)                                      only where `post_norms`
+        m = norm(m; post_mlp_norm)                                  only where `post_norms`
         x = x + m
-    logits = norm(x; final_norm) Whead^T;  logits = cap * tanh(logits / cap)   cap only where `final_softcap`
+    logits = norm(x; final_norm) Whead^T
+    logits = cap * tanh(logits / cap)                               only where `final_softcap`
 
-    norm(x; w) = x / sqrt(mean(x^2) + norm_eps) * w      w is the whole multiplier: a family that stores w - 1 has the
-                                                         one added by its loader
+    norm(x; w) = x / sqrt(mean(x^2) + norm_eps) * w
+    w is the whole multiplier: where a family stores w - 1, its loader has added the one.
 
-Everything that multiplies a matrix is a site (`Architecture.sites`) and holds a `Weight`; everything else is a float32
-vector (`Architecture.vectors`). Both are named as in the readable torch module, `headway.llm.reference.Reference`.
+Everything that multiplies a matrix is a site (`Architecture.sites`) and holds a `Weight`; everything else is
+a float32 vector (`Architecture.vectors`). Both are named as in the readable torch module,
+`headway.llm.reference.Reference`. Heads are in the order of Hugging Face checkpoints: query head h reads
+key-value head h // (heads / kv_heads).
 """
 
 from __future__ import annotations
@@ -52,7 +55,7 @@ LIMITS: dict[str, int] = {
     "kv_heads": 1 << 10,
     "head_dim": 1 << 10,
 }
-"""The largest value each size may take: far above any model that exists, far below what overflows anything."""
+"""The largest value each size may take: far above any real model, far below what overflows."""
 
 MAX_LAYERS = 1024
 
@@ -101,7 +104,7 @@ class Rope:
         return (1.0 - blend) * plain / self.factor + blend * plain
 
     def _yarn(self, plain: npt.NDArray[np.float64], head_dim: int) -> npt.NDArray[np.float64]:
-        """YaRN (Peng et al. 2023, section 3.2), with whole-pair ramp borders as every implementation has them."""
+        """YaRN (Peng et al. 2023, section 3.2), ramp borders at whole pairs as in the published code."""
 
         def pair_of(turns: float) -> float:
             wavelength = self.original_context / (turns * 2.0 * math.pi)
@@ -221,7 +224,7 @@ class Architecture:
 
     @cached_property
     def sites(self) -> tuple[Site, ...]:
-        """Every matrix, in execution order. A tied embedding and head are the one site `head`, which comes last."""
+        """Every matrix, in execution order. A tied embedding and head are one site, `head`, the last."""
         sites = [] if self.tied else [Site("embedding", self.vocab, self.d_model, "embedding")]
         for index in range(len(self.layers)):
             sites += self._layer_sites(f"layers.{index}")
