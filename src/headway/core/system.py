@@ -119,6 +119,10 @@ class System(ABC, Generic[S]):
     def predict(self, model: Model, target: Target, settings: S) -> Costs:
         """Cheap estimate from the target's measured rates; runs nothing of the model."""
 
+    def options(self, model: Model, target: Target) -> Sequence[Mapping[str, Any]]:
+        """Settings worth trying when the user left the choice to the search; by default only the defaults."""
+        return ({},)
+
 
 class ModelFamily(System[S]):
     """Kind `model`: a configuration to a network."""
