@@ -19,7 +19,16 @@ native:
 	$(BIN)/pip install -q --no-build-isolation -e .
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --cov=headway --cov-report=
+
+lint: setup
+	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+docs: setup
+	$(BIN)/mkdocs build --strict -q -d site
+
+wheel: setup
+	$(BIN)/pip wheel -q --no-deps -w dist .
 
 nightly: setup
 	$(BIN)/python -m pytest -m nightly

@@ -1,0 +1,115 @@
+"""`load`: whatever a user calls a model becomes a `Model`."""
+
+from __future__ import annotations
+
+import importlib
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from headway.core.errors import BadInput, need_extra
+from headway.core.model import Model
+from headway.core.packaged import PACKAGED
+
+
+_RUNTIMES = {"language": "headway.llm.load:load_saved", "module": "headway.core.module_model:load_saved"}
+"""Who reads an artifact's weights. A fixed table: a file never names code to run."""
+
+
+def load(source: Any, sample: Any = None) -> Model:
+    """A `Model` from a packaged name, a folder, a `.gguf` file, `timm:NAME`, `python:module:function` or a torch module.
+
+    `sample` is an example input of a torch module: a tensor, a tuple or a dict. Raises `BadInput` for anything else.
+    """
+    if isinstance(source, Model):
+        return source
+    if not isinstance(source, str | Path):
+        return _from_module(source, sample)
+    text = str(source)
+    if text in PACKAGED:
+        model: Model = _call(PACKAGED[text].loader)()
+        return model
+    if text.startswith("timm:"):
+        return _from_timm(text.removeprefix("timm:"), sample)
+    if text.startswith("python:"):
+        return _from_function(text.removeprefix("python:"), sample)
+    path = Path(text)
+    if not path.exists():
+        near = get_close_matches(text, PACKAGED, n=1)
+        mend = f"did you mean {near[0]}?" if near else f"give a path, or one of: {', '.join(PACKAGED)}"
+        raise BadInput(f"no model {text!r}: neither a packaged name nor a path", mend)
+    if (path / "headway.json").is_file():
+        return _from_artifact(path)
+    from headway.llm.load import load as load_language_model
+
+    return load_language_model(path)
+
+
+def _call(name: str) -> Any:
+    module, _, function = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except ModuleNotFoundError as error:
+        raise _missing(error) from None
+
+
+def _missing(error: ModuleNotFoundError) -> Exception:
+    extras = {"torch": "torch", "tokenizers": "llm", "minijinja": "llm", "optuna": "search"}
+    package = (error.name or "").partition(".")[0]
+    return need_extra(package, extras[package]) if package in extras else error
+
+
+def _from_module(module: Any, sample: Any) -> Model:
+    try:
+        import torch
+    except ModuleNotFoundError:
+        raise need_extra("torch", "torch") from None
+    if not isinstance(module, torch.nn.Module):
+        raise BadInput(f"cannot load a {type(module).__name__}", "give a name, a path or a torch.nn.Module")
+    if sample is None:
+        raise BadInput("a torch module needs an example input", "call headway.load(module, sample=batch)")
+    from headway.core.module_model import ModuleModel
+
+    return ModuleModel(module, sample)
+
+
+def _from_timm(name: str, sample: Any) -> Model:
+    try:
+        import timm
+    except ModuleNotFoundError:
+        raise need_extra("timm", "timm") from None
+    import torch
+
+    if name not in timm.list_models():
+        near = get_close_matches(name, timm.list_models(), n=3)
+        raise BadInput(f"timm has no model {name!r}", f"did you mean {' or '.join(near)}?" if near else "see timm")
+    module = timm.create_model(name, pretrained=False).eval()
+    size = module.default_cfg["input_size"]
+    from headway.core.module_model import ModuleModel
+
+    return ModuleModel(module, torch.zeros(1, *size) if sample is None else sample, name=f"timm:{name}")
+
+
+def _from_function(name: str, sample: Any) -> Model:
+    """The user's own code, run because the user typed its name; it gives a module, or a module and a sample."""
+    module, _, function = name.partition(":")
+    if not module or not function:
+        raise BadInput(f"python:{name} does not name a function", "write python:module:function")
+    try:
+        made = getattr(importlib.import_module(module), function)()
+    except (ImportError, AttributeError) as error:
+        raise BadInput(f"python:{name}: {error}", "check the name and PYTHONPATH") from None
+    net, sample = made if isinstance(made, tuple) and len(made) == 2 else (made, sample)
+    model = _from_module(net, sample)
+    model.name = f"python:{name}"
+    return model
+
+
+def _from_artifact(path: Path) -> Model:
+    from headway.core.artifact import read_manifest
+
+    runtime = read_manifest(path).runtime
+    if runtime not in _RUNTIMES:
+        raise BadInput(f"{path}: written by a runtime {runtime!r} that is not known here", "update headway")
+    model: Model = _call(_RUNTIMES[runtime])(path / "weights")
+    return model

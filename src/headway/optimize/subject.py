@@ -1,0 +1,62 @@
+"""`Subject`: a model with its workload: what the main path needs to time it, score it and predict it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+from headway.core.model import Model, Site
+from headway.core.target import Target
+
+Split = Literal["search", "heldout"]
+Score = Any
+"""What a model said on a split: compared with what the original said, never looked into."""
+
+
+class Subject(Protocol):
+    """One per runtime: `language.py` for language models, `module.py` for any other torch module."""
+
+    model: Model
+    """The unmodified model."""
+    latency_metric: str
+    """The metric that `latency` means in a budget: `tpot_s` or `latency_s`."""
+
+    def describe(self) -> Mapping[str, Any]:
+        """The workload as JSON: shapes, splits, quality function."""
+        ...
+
+    def calibration(self) -> Sequence[tuple[Any, ...]]:
+        """Inputs of the readable torch module, from data no score ever uses."""
+        ...
+
+    def clocks(self, model: Model) -> Mapping[str, tuple[Callable[[], object], int]]:
+        """Metric -> (one repetition, how many units of the metric it holds)."""
+        ...
+
+    def score(self, model: Model, split: Split, units: int) -> Score:
+        """What `model` says on the first `units` pieces (windows, batches) of a split."""
+        ...
+
+    def units(self, split: Split) -> int:
+        """How many pieces a split has."""
+        ...
+
+    def original(self, split: Split, units: int) -> Score:
+        """What the unmodified model in exact float arithmetic says; kept between calls."""
+        ...
+
+    def compare(self, original: Score, candidate: Score) -> Mapping[str, float]:
+        """`quality` and what goes with it (`kl`, `top1_agreement`, and `quality_low`, `quality_high`: a 95% interval)."""
+        ...
+
+    def predict(self, target: Target, stored: Mapping[str, tuple[str, float]], threads: int) -> Mapping[str, float]:
+        """Metrics of the model whose sites hold `stored`: site -> (form, bytes)."""
+        ...
+
+    def gradients(self) -> Any:
+        """What the sensitivity pass backpropagates: a function of the readable module's output to a scalar."""
+        ...
+
+    def site_seconds(self, target: Target, site: Site, form: str, nbytes: float, threads: int) -> float:
+        """Predicted seconds one unit of latency spends in that site."""
+        ...
