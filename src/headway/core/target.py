@@ -22,7 +22,7 @@ class MemoryLevel:
 
     level: str
     size_bytes: int
-    """Bytes one core can keep there (for DRAM: what the machine has)."""
+    """Size of one instance as the system reports it, or as the latency steps show (for DRAM: what may be used)."""
     read_bytes_per_s: float
     """Sequential read rate of all usable cores together."""
     read_bytes_per_s_one_core: float
@@ -30,6 +30,12 @@ class MemoryLevel:
     """Seconds of one dependent load (pointer chase over a random cycle)."""
     shared_by: int = 1
     """How many of the usable cores share one instance."""
+    effective_bytes: int = 0
+    """How much one core really keeps there at that rate, measured; 0 = as `size_bytes`."""
+
+    @property
+    def holds_bytes(self) -> int:
+        return self.effective_bytes or self.size_bytes
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,8 @@ class Target:
     cores: int
     """Usable cores: affinity and control-group quota taken into account."""
     isa: tuple[str, ...]
+    barrier_s: float = 0.0
+    """Seconds of one barrier between all usable cores, spinning."""
     kernels: tuple[KernelRate, ...] = ()
     gpu: tuple[Gpu, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict, hash=False)
@@ -123,7 +131,7 @@ class Target:
         """The fastest level that keeps `working_set_bytes` spread over `threads` cores between two passes."""
         for level in self.memory[:-1]:
             instances = max(1, math.ceil(min(threads, self.cores) / level.shared_by))
-            if working_set_bytes <= level.size_bytes * instances:
+            if working_set_bytes <= level.holds_bytes * instances:
                 return level
         return self.dram
 
@@ -155,14 +163,10 @@ class Target:
     def from_json(cls, document: Any) -> Target:
         """The inverse of `to_json`; raises `BadInput` naming the key that is missing or wrong."""
         if not isinstance(document, Mapping):
-            raise BadInput(
-                f"a target is a JSON object, not {type(document).__name__}", "make one: headway probe -o F"
-            )
+            raise BadInput(f"a target is a JSON object, not {type(document).__name__}", "make one: headway probe -o F")
         schema = document.get("schema")
         if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
-            raise BadInput(
-                f"target: schema={schema!r} is no version number", "make one: headway probe -o FILE"
-            )
+            raise BadInput(f"target: schema={schema!r} is no version number", "make one: headway probe -o FILE")
         if schema > SCHEMA:
             raise BadInput(
                 f"target: schema {schema} is newer than this headway reads ({SCHEMA})",
@@ -227,9 +231,7 @@ def _decode(kind: type[T], document: Any, where: str) -> T:
     unknown = sorted(set(document) - set(known))
     if unknown:
         raise BadInput(f"{where}: unknown key {unknown[0]!r}", f"keys are: {', '.join(known)}")
-    values = {
-        name: _value(hints[name], document[name], f"{where}.{name}") for name in known if name in document
-    }
+    values = {name: _value(hints[name], document[name], f"{where}.{name}") for name in known if name in document}
     required = _required(kind)
     missing = [name for name in required if name not in values]
     if missing:

@@ -1,1 +1,1 @@
-"""What a machine can do: probe, roofline, predictors."""
+"""What a machine can do: facts and measurements (`probe`), rooflines, and predictions made from them."""
