@@ -82,6 +82,16 @@ class Rope:
     factors: tuple[float, ...] = ()
     """`factors` only: frequency j is divided by factors[j] (GGUF's rope_freqs)."""
 
+    @property
+    def scaling_is_sound(self) -> bool:
+        """Whether the numbers that the scaling uses lie where its formula is defined."""
+        if self.scaling == "llama3":
+            return self.original_context > 0 and 0.0 < self.low_freq_factor < self.high_freq_factor < 1e6
+        if self.scaling == "yarn":
+            turns = 0.0 < self.beta_slow < self.beta_fast < 1e6
+            return self.original_context > 0 and turns and 0.0 < self.attention_factor < 1e6
+        return True
+
     def inverse_frequencies(self, head_dim: int) -> F32:
         """Radians per position for each pair, float32 [head_dim / 2], every scaling applied."""
         half = head_dim // 2
@@ -157,18 +167,14 @@ class Architecture:
             if not 1 <= value <= limit:
                 raise BadInput(f"{self.family} model: {field}={value}", f"it must lie in 1..{limit}")
         if not 1 <= len(self.layers) <= MAX_LAYERS:
-            raise BadInput(
-                f"{self.family} model: {len(self.layers)} layers", f"there must be 1..{MAX_LAYERS}"
-            )
+            raise BadInput(f"{self.family} model: {len(self.layers)} layers", f"there must be 1..{MAX_LAYERS}")
         if self.heads % self.kv_heads:
             raise BadInput(
                 f"{self.family} model: {self.heads} heads over {self.kv_heads} KV heads",
                 "the first must be a multiple",
             )
         if self.head_dim % 2:
-            raise BadInput(
-                f"{self.family} model: head_dim={self.head_dim}", "rotary embedding needs an even one"
-            )
+            raise BadInput(f"{self.family} model: head_dim={self.head_dim}", "rotary embedding needs an even one")
         for field in ("norm_eps", "query_scale", "embedding_scale"):
             value = getattr(self, field)
             if not (math.isfinite(value) and 0.0 < value < 1e9):
@@ -176,26 +182,18 @@ class Architecture:
         for field in ("attention_softcap", "final_softcap"):
             value = getattr(self, field)
             if not (math.isfinite(value) and value >= 0.0):
-                raise BadInput(
-                    f"{self.family} model: {field}={value}", "it must be 0 (off) or a positive number"
-                )
+                raise BadInput(f"{self.family} model: {field}={value}", "it must be 0 (off) or a positive number")
         for token in (*self.eos, *(() if self.bos is None else (self.bos,))):
             if not 0 <= token < self.vocab:
-                raise BadInput(
-                    f"{self.family} model: special token {token}", f"the vocabulary has {self.vocab}"
-                )
+                raise BadInput(f"{self.family} model: special token {token}", f"the vocabulary has {self.vocab}")
         for index, layer in enumerate(self.layers):
             self._check_layer(index, layer)
 
     def _check_layer(self, index: int, layer: Layer) -> None:
         rope = layer.rope
         if not 0 <= layer.window < 1 << 31:
-            raise BadInput(
-                f"{self.family} layer {index}: window={layer.window}", "it must be 0 (none) or positive"
-            )
-        if not (
-            math.isfinite(rope.base) and rope.base > 1.0 and math.isfinite(rope.factor) and rope.factor > 0.0
-        ):
+            raise BadInput(f"{self.family} layer {index}: window={layer.window}", "it must be 0 (none) or positive")
+        if not (math.isfinite(rope.base) and rope.base > 1.0 and math.isfinite(rope.factor) and rope.factor > 0.0):
             raise BadInput(
                 f"{self.family} layer {index}: rope base={rope.base} factor={rope.factor}",
                 "the base must exceed 1 and the factor 0",
@@ -205,14 +203,12 @@ class Architecture:
                 f"{self.family} layer {index}: {len(rope.factors)} rope factors",
                 f"there must be {self.head_dim // 2}",
             )
-        if rope.scaling in ("llama3", "yarn") and rope.original_context < 1:
+        if not rope.scaling_is_sound:
             raise BadInput(
-                f"{self.family} layer {index}: rope scaling {rope.scaling}", "give the original context"
+                f"{self.family} layer {index}: {rope.scaling} rope scaling of {rope}", "check the rope settings"
             )
         if not np.isfinite(rope.inverse_frequencies(self.head_dim)).all():
-            raise BadInput(
-                f"{self.family} layer {index}: rope frequencies are not finite", "check the rope settings"
-            )
+            raise BadInput(f"{self.family} layer {index}: rope frequencies are not finite", "check the rope settings")
 
     @property
     def q_size(self) -> int:
