@@ -11,13 +11,12 @@ from headway.core.errors import BadInput, need_extra
 from headway.core.model import Model
 from headway.core.packaged import PACKAGED
 
-
 _RUNTIMES = {"language": "headway.llm.load:load_saved", "module": "headway.core.module_model:load_saved"}
 """Who reads an artifact's weights. A fixed table: a file never names code to run."""
 
 
 def load(source: Any, sample: Any = None) -> Model:
-    """A `Model` from a packaged name, a folder, a `.gguf` file, `timm:NAME`, `python:module:function` or a torch module.
+    """A `Model` from a packaged name, a folder, a `.gguf` file, `timm:NAME`, `python:module:function`, a torch module.
 
     `sample` is an example input of a torch module: a tensor, a tuple or a dict. Raises `BadInput` for anything else.
     """

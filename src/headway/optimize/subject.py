@@ -46,11 +46,13 @@ class Subject(Protocol):
         ...
 
     def compare(self, original: Score, candidate: Score) -> Mapping[str, float]:
-        """`quality` and what goes with it (`kl`, `top1_agreement`, and `quality_low`, `quality_high`: a 95% interval)."""
+        """`quality` and what goes with it: `kl`, `top1_agreement`; `quality_low` and `quality_high`, a 95% interval."""
         ...
 
-    def predict(self, target: Target, stored: Mapping[str, tuple[str, float]], threads: int) -> Mapping[str, float]:
-        """Metrics of the model whose sites hold `stored`: site -> (form, bytes)."""
+    def predict(
+        self, target: Target, stored: Mapping[str, tuple[str, float]], threads: int
+    ) -> Mapping[str, Mapping[str, float]]:
+        """Metric -> its parts (seconds or bytes by owner) of the model whose sites hold `stored`: site -> (form, bytes)."""
         ...
 
     def gradients(self) -> Any:

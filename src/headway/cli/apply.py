@@ -1,0 +1,29 @@
+"""`headway apply`: one recipe on one model, no search."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from headway.cli.console import Json, Quiet, Seed, Session, Threads, Verbose
+
+
+def command(
+    recipe: Annotated[str, typer.Argument(help='RECIPE: a .toml file, or in place: "lut-gemm(bits=3)".')],
+    model: Annotated[str, typer.Argument(help="MODEL: a packaged name, folder, .gguf file or artifact.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the artifact; must not exist.")],
+    as_json: Json = False,
+    quiet: Quiet = False,
+    threads: Threads = 0,
+    seed: Seed = 0,
+    verbose: Verbose = False,
+) -> int:
+    """Apply a recipe and save the artifact, with what was measured of it beside the unmodified model."""
+    from headway.optimize.api import apply_and_save
+
+    session = Session(as_json, quiet, verbose, threads, seed)
+    result = apply_and_save(recipe, model, output, threads=session.threads, seed=seed, progress=session.progress)
+    session.emit(result.as_json(), result.table(), result.target)
+    return 0

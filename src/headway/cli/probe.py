@@ -1,0 +1,36 @@
+"""`headway probe`: measure this machine into a target."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from headway.cli.console import Json, Quiet, Session, Threads, Verbose, table
+from headway.core.errors import BadInput
+
+
+def command(
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the target as JSON here too.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="In under 5 s, with fewer bursts.")] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="Every size and unit; minutes.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    threads: Threads = 0,
+    verbose: Verbose = False,
+) -> int:
+    """Measure memory levels, arithmetic, dispatch, RAM and instruction sets; what `predict` stands on."""
+    from headway.core.files import atomic_write_text
+    from headway.hardware.probe import probe
+    from headway.hardware.report import probe_table
+
+    if quick and deep:
+        raise BadInput("--quick and --deep together", "choose one")
+    session = Session(as_json, quiet, verbose, threads)
+    target = probe("quick" if quick else "deep" if deep else "default", session.progress)
+    if output is not None:
+        atomic_write_text(output, target.dumps() + "\n")
+    document = {key: value for key, value in target.to_json().items() if key != "schema"}
+    session.emit(document, table(("what", "value", "note"), probe_table(target)), target)
+    return 0

@@ -1,0 +1,130 @@
+"""Proposals: recipes worth trying, found with Optuna on predictions alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from headway.core.budget import Budget, Objective
+from headway.core.errors import need_extra
+from headway.core.recipe import Recipe, Step
+from headway.core.target import Target
+from headway.hardware.correct import NONE, Correction
+from headway.optimize.candidate import Candidate
+from headway.optimize.subject import Subject
+from headway.optimize.table import ChoiceTable
+
+TRIALS = 120
+
+
+@dataclass(frozen=True)
+class Space:
+    """What the search may vary: choices of each site, and one policy (or none) in each free slot."""
+
+    table: ChoiceTable
+    policies: Mapping[str, Sequence[Step]]
+    fixed: Recipe
+
+
+@dataclass(frozen=True)
+class Corrections:
+    """What measured candidates taught: measured over predicted loss, and a correction of each metric's parts."""
+
+    loss: float = 1.0
+    metrics: Mapping[str, Correction] = field(default_factory=dict)
+
+    def apply(self, parts: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+        """Metric -> its corrected sum."""
+        return {metric: self.metrics.get(metric, NONE)(values) for metric, values in parts.items()}
+
+
+def propose(
+    space: Space,
+    subject: Subject,
+    target: Target,
+    threads: int,
+    budget: Budget,
+    objective: Objective,
+    corrections: Corrections,
+    count: int,
+    seed: int,
+) -> list[Candidate]:
+    """At most `count` candidates that trade the objective against quality, best predictions first.
+
+    Those that are predicted to hold the budget come first, by the objective; then those that nearly do.
+    """
+    try:
+        import optuna
+    except ModuleNotFoundError:
+        raise need_extra("optuna", "search") from None
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    found: dict[str, Candidate] = {}
+    table = space.table
+    cost = {"size": table.nbytes, "memory": table.nbytes, "latency": table.seconds}.get(objective.name, table.nbytes)
+    # A small price on the other cost breaks ties towards recipes that are better in both.
+    other = table.nbytes if cost is table.seconds else table.seconds
+    cost = cost / max(cost[:, 0].sum(), 1e-30) + 1e-3 * other / max(other[:, 0].sum(), 1e-30)
+
+    def evaluate(trial: Any) -> tuple[float, float]:
+        limit = trial.suggest_float("loss", 1e-4, 1.0, log=True)
+        allowed = [True] + [
+            trial.suggest_categorical(f"choice {number}", [True, False]) for number in range(1, len(table.choices))
+        ]
+        steps = [
+            steps[pick]
+            for slot, steps in space.policies.items()
+            if (pick := trial.suggest_categorical(slot, [-1, *range(len(steps))])) >= 0
+        ]
+        candidate = predict(space, subject, target, threads, table.allowing(allowed), cost, limit, steps, corrections)
+        found.setdefault(str(candidate.recipe), candidate)
+        return objective.value(candidate.predicted), 1.0 - candidate.predicted["quality"]
+
+    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=24, multivariate=True)
+    study = optuna.create_study(directions=["minimize", "minimize"], sampler=sampler)
+    every = {f"choice {number}": True for number in range(1, len(table.choices))} | dict.fromkeys(space.policies, -1)
+    for aim in _aims(budget, corrections):
+        study.enqueue_trial({"loss": aim, **every})
+    study.optimize(evaluate, n_trials=TRIALS)
+    return rank(list(found.values()), budget, objective)[:count]
+
+
+def predict(
+    space: Space,
+    subject: Subject,
+    target: Target,
+    threads: int,
+    table: ChoiceTable,
+    cost: Any,
+    loss_limit: float,
+    policies: Sequence[Step],
+    corrections: Corrections,
+) -> Candidate:
+    """The cheapest allocation within a loss, as a candidate with corrected predictions."""
+    picked = table.allocate(cost, loss_limit / corrections.loss)
+    predicted = subject.predict(target, table.stored(picked), threads)
+    loss = table.total(table.loss, picked) * corrections.loss
+    metrics = {**corrections.apply(predicted), "quality": math.exp(-loss)}
+    return Candidate(space.fixed + table.recipe(picked) + Recipe(tuple(policies)), metrics)
+
+
+def rank(candidates: Sequence[Candidate], budget: Budget, objective: Objective) -> list[Candidate]:
+    """Candidates that hold the budget by the objective, then the others by their worst miss."""
+
+    def key(candidate: Candidate) -> tuple[float, float]:
+        missed = [violation.missed_by for violation in budget.check(candidate.predicted)]
+        return max(missed, default=0.0), objective.value(candidate.predicted)
+
+    return sorted(candidates, key=key)
+
+
+def _aims(budget: Budget) -> list[float]:
+    """Losses to try first: a ladder, and those that just hold the budget's quality."""
+    ladder = list(np.geomspace(3e-3, 0.5, 8))
+    for limit in budget.limits:
+        if limit.metric == "quality" and 0.0 < limit.value < 1.0:
+            ladder = [-math.log(limit.value) * share for share in (0.95, 0.8, 0.6)] + ladder
+    return ladder
