@@ -98,9 +98,9 @@ def measure_levels(machine: Machine, bench: Bench, points: int) -> tuple[MemoryL
 
 def _dram(machine: Machine, bench: Bench, last_cache_bytes: int) -> MemoryLevel:
     room = machine.available_bytes // 4
-    wanted = max(64 << 20, min(4 * last_cache_bytes, MAX_DRAM_BYTES))
+    wanted = max(64 << 20, min(8 * last_cache_bytes, MAX_DRAM_BYTES))
     alone = max(1 << 20, min(wanted, room))
-    each = max(1 << 20, min(max(wanted // 2, 32 << 20), room // machine.cores))
+    each = max(1 << 20, min(max(wanted // machine.cores, 32 << 20), room // machine.cores))
     return MemoryLevel(
         level="DRAM",
         size_bytes=machine.ram_bytes,

@@ -211,6 +211,35 @@ Samples read(size_t bytes, size_t burst_bytes, const std::vector<int>& cpus, dou
   });
 }
 
+// Reads `bytes` on each of `cpus` at once, so that whatever the caches held before comes from memory next time.
+class Sweeper {
+ public:
+  Sweeper(size_t bytes, std::vector<int> cpus) : bytes_(bytes / kReadStep * kReadStep), cpus_(std::move(cpus)) {
+    check(cpus_, 1);
+    if (bytes_ == 0) throw nanobind::value_error("bytes: at least 1024 are expected");
+    for (size_t i = 0; i < cpus_.size(); ++i) buffers_.push_back(std::make_unique<Buffer>(bytes_));
+  }
+  Sweeper(const Sweeper&) = delete;
+  Sweeper& operator=(const Sweeper&) = delete;
+
+  void sweep() {
+    const Table& table = *tables().back();
+    std::vector<std::thread> crew;
+    for (size_t i = 0; i < cpus_.size(); ++i)
+      crew.emplace_back([this, i, &table] {
+        pin(cpus_[i]);
+        const uint64_t sink = table.read(buffers_[i]->data(), bytes_);
+        asm volatile("" : : "r"(sink));
+      });
+    for (auto& thread : crew) thread.join();
+  }
+
+ private:
+  size_t bytes_;
+  std::vector<int> cpus_;
+  std::vector<std::unique_ptr<Buffer>> buffers_;
+};
+
 // Seconds per dependent load: a random cycle through every cache line of `bytes` (Sattolo's algorithm).
 std::vector<double> chase(size_t bytes, int cpu, double total_s) {
   check({cpu}, total_s);
@@ -302,5 +331,8 @@ void bind_probe(nanobind::module_& parent) {
         "Seconds per dependent load over a random cycle through `bytes`, per burst.");
   m.def("barrier", &headway::probe::barrier, "cpus"_a, "total_s"_a, release(),
         "Seconds per barrier of spinning threads, per burst.");
+  nb::class_<headway::probe::Sweeper>(m, "Sweeper", "Memory to read so that the caches forget what they held.")
+      .def(nb::init<size_t, std::vector<int>>(), "bytes"_a, "cpus"_a, release())
+      .def("sweep", &headway::probe::Sweeper::sweep, release(), "Read it all, on each CPU its own part.");
   m.def("nothing", [] {}, "Does nothing: its cost is that of a crossing.");
 }
