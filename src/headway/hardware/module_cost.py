@@ -226,7 +226,7 @@ def predict_module(
             memory_bytes=sum(owners.values()),
             size_bytes=max(size - old, 0.0) + new,
         ),
-        decode=added,
+        parts={"latency_s": added},
         memory=owners,
         guessed=tuple(sorted(rates.guessed)),
     )

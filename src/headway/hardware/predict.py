@@ -114,10 +114,12 @@ class Prediction:
     """Costs, and what they are made of."""
 
     costs: Costs
-    decode: Mapping[str, float] = field(default_factory=dict)
-    """Seconds of one decode step by part (`matrices:<form>`, `attention`, `moves`, `fixed`); sum: `costs.tpot_s`."""
-    prefill: Mapping[str, float] = field(default_factory=dict)
-    """Seconds of the prompt by part; their sum is `costs.ttft_s`."""
+    parts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """What each predicted time is the sum of, by the name of the cost (`tpot_s`, `ttft_s`, `latency_s`).
+
+    Its keys are `matrices:<form>`, `attention`, `moves`, `fixed`, and for a module `rest`: what the recipe leaves
+    alone.
+    """
     memory: Mapping[str, float] = field(default_factory=dict)
     """Bytes by owner; their sum is `costs.memory_bytes`."""
     guessed: tuple[str, ...] = ()
@@ -139,8 +141,7 @@ def predict_language(
             memory_bytes=sum(memory.values()),
             size_bytes=sum(site.nbytes for site in sites) + shape.vector_bytes,
         ),
-        decode,
-        prefill,
+        {"tpot_s": decode, "ttft_s": prefill},
         memory,
         tuple(sorted(rates.guessed)),
     )

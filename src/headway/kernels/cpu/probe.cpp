@@ -21,6 +21,8 @@
 #include <tuple>
 #include <vector>
 
+#include "bindings.h"
+
 #ifdef __linux__
 #include <pthread.h>
 #include <sched.h>
@@ -313,26 +315,28 @@ std::vector<double> barrier(const std::vector<int>& cpus, double total_s) {
   return samples;
 }
 
-}  // namespace
-}  // namespace headway::probe
-
 // Adds the submodule `probe`. The GIL is released while anything is measured.
-void bind_probe(nanobind::module_& parent) {
+void bind(nanobind::module_& parent) {
   namespace nb = nanobind;
   using namespace nb::literals;
   using release = nb::call_guard<nb::gil_scoped_release>;
   auto m = parent.def_submodule("probe", "Micro-benchmarks of this machine.");
-  m.def("units", &headway::probe::units, "(unit, dtype, isa) of every arithmetic unit this CPU can run.");
-  m.def("compute", &headway::probe::compute, "unit"_a, "cpus"_a, "burst_s"_a, "total_s"_a, release(),
+  m.def("units", &units, "(unit, dtype, isa) of every arithmetic unit this CPU can run.");
+  m.def("compute", &compute, "unit"_a, "cpus"_a, "burst_s"_a, "total_s"_a, release(),
         "Operations per second of each burst, per thread.");
-  m.def("read", &headway::probe::read, "bytes"_a, "burst_bytes"_a, "cpus"_a, "total_s"_a, release(),
+  m.def("read", &read, "bytes"_a, "burst_bytes"_a, "cpus"_a, "total_s"_a, release(),
         "Bytes per second of each burst; every thread reads its own `bytes`.");
-  m.def("chase", &headway::probe::chase, "bytes"_a, "cpu"_a, "total_s"_a, release(),
+  m.def("chase", &chase, "bytes"_a, "cpu"_a, "total_s"_a, release(),
         "Seconds per dependent load over a random cycle through `bytes`, per burst.");
-  m.def("barrier", &headway::probe::barrier, "cpus"_a, "total_s"_a, release(),
+  m.def("barrier", &barrier, "cpus"_a, "total_s"_a, release(),
         "Seconds per barrier of spinning threads, per burst.");
-  nb::class_<headway::probe::Sweeper>(m, "Sweeper", "Memory to read so that the caches forget what they held.")
+  nb::class_<Sweeper>(m, "Sweeper", "Memory to read so that the caches forget what they held.")
       .def(nb::init<size_t, std::vector<int>>(), "bytes"_a, "cpus"_a, release())
-      .def("sweep", &headway::probe::Sweeper::sweep, release(), "Read it all, on each CPU its own part.");
+      .def("sweep", &Sweeper::sweep, release(), "Read it all, on each CPU its own part.");
   m.def("nothing", [] {}, "Does nothing: its cost is that of a crossing.");
 }
+
+const Binding binding(bind);
+
+}  // namespace
+}  // namespace headway::probe
