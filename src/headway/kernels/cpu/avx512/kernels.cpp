@@ -1,0 +1,5 @@
+#include "simd.h"
+
+#include "../table_kernel.h"
+
+HEADWAY_TABLE(kernels_avx512)

@@ -1,0 +1,91 @@
+// Dense tiles: [tile][column][16 rows], float32 activations. Included after a level's simd.h.
+//
+// Per 16 x 1 weights: 64 B (f32) or 32 B (f16, bf16), one load, one broadcast and one FMA per activation row. GEMV is
+// bound by bytes; several tiles are walked together so that their sums, each a chain in column order, overlap.
+#pragma once
+#include "kernels.h"
+
+namespace headway {
+namespace {
+
+template <int STORAGE> HEADWAY_INLINE F dense_load(const void* p, int64_t at) {
+  if constexpr (STORAGE == 0) return load((const float*)p + at);
+  else if constexpr (STORAGE == 1) return load_f16((const uint16_t*)p + at);
+  else return load_bf16((const uint16_t*)p + at);
+}
+
+HEADWAY_INLINE void store_rows(float* y, F a, int64_t n) {
+  if (n >= 16) store(y, a);
+  else store_part(y, a, (int)n);
+}
+
+// COLS activation rows against one tile.
+template <int STORAGE, int COLS>
+HEADWAY_INLINE void dense_block(const void* w, int64_t cols, const float* x, int64_t ldx, float* y, int64_t ldy,
+                                int64_t tile_rows, bool accumulate) {
+  F acc[COLS];
+  for (int c = 0; c < COLS; ++c)
+    acc[c] = accumulate ? (tile_rows >= 16 ? load(y + c * ldy) : load_part(y + c * ldy, (int)tile_rows)) : zero();
+  for (int64_t k = 0; k < cols; ++k) {
+    const F v = dense_load<STORAGE>(w, k * 16);
+    for (int c = 0; c < COLS; ++c) acc[c] = fma(v, set1(x[c * ldx + k]), acc[c]);
+  }
+  for (int c = 0; c < COLS; ++c) store_rows(y + c * ldy, acc[c], tile_rows);
+}
+
+template <int STORAGE>
+static void dense_tile(const void* w, int64_t cols, const float* x, int64_t ldx, int64_t rows, float* y, int64_t ldy,
+                       int64_t tile_rows, bool accumulate) {
+  int64_t r = 0;
+  for (; r + kDenseColumns <= rows; r += kDenseColumns)
+    dense_block<STORAGE, kDenseColumns>(w, cols, x + r * ldx, ldx, y + r * ldy, ldy, tile_rows, accumulate);
+  for (; r + 2 <= rows; r += 2)
+    dense_block<STORAGE, 2>(w, cols, x + r * ldx, ldx, y + r * ldy, ldy, tile_rows, accumulate);
+  for (; r < rows; ++r)
+    dense_block<STORAGE, 1>(w, cols, x + r * ldx, ldx, y + r * ldy, ldy, tile_rows, accumulate);
+}
+
+static void dense_panel(const float* panel, int64_t cols, const float* x, int64_t ldx, int64_t rows, float* y,
+                        int64_t ldy, int64_t tile_rows, int accumulate) {
+  dense_tile<0>(panel, cols, x, ldx, rows, y, ldy, tile_rows, accumulate != 0);
+}
+
+template <int STORAGE>
+static void dense_tiles(const void* data, int64_t cols, int64_t out, const float* x, int64_t ldx, int64_t rows,
+                        float* y, int64_t ldy, int64_t begin, int64_t end) {
+  const size_t stride = (size_t)cols * 16 * (STORAGE == 0 ? 4 : 2);
+  const char* base = (const char*)data;
+  int64_t tile = begin;
+  if (rows == 1)
+    for (; tile + kDenseTiles <= end && (tile + kDenseTiles) * 16 <= out; tile += kDenseTiles) {
+      F acc[kDenseTiles];
+      for (int t = 0; t < kDenseTiles; ++t) acc[t] = zero();
+      for (int64_t k = 0; k < cols; ++k) {
+        const F a = set1(x[k]);
+        for (int t = 0; t < kDenseTiles; ++t)
+          acc[t] = fma(dense_load<STORAGE>(base + (size_t)(tile + t) * stride, k * 16), a, acc[t]);
+      }
+      for (int t = 0; t < kDenseTiles; ++t) store(y + (tile + t) * 16, acc[t]);
+    }
+  for (; tile < end; ++tile)
+    dense_tile<STORAGE>(base + (size_t)tile * stride, cols, x, ldx, rows, y + tile * 16, ldy,
+                        out - tile * 16 < 16 ? out - tile * 16 : 16, false);
+}
+
+static void dense(const void* data, int storage, int64_t cols, int64_t out, const float* x, int64_t ldx, int64_t rows,
+                  float* y, int64_t ldy, int64_t begin, int64_t end) {
+  if (storage == 0) dense_tiles<0>(data, cols, out, x, ldx, rows, y, ldy, begin, end);
+  else if (storage == 1) dense_tiles<1>(data, cols, out, x, ldx, rows, y, ldy, begin, end);
+  else dense_tiles<2>(data, cols, out, x, ldx, rows, y, ldy, begin, end);
+}
+
+static void dense_expand(const void* data, int storage, int64_t cols, int64_t tile, int64_t col_begin, int64_t col_end,
+                         float* out) {
+  for (int64_t k = col_begin; k < col_end; ++k, out += 16) {
+    const int64_t at = (tile * cols + k) * 16;
+    store(out, storage == 0 ? dense_load<0>(data, at) : storage == 1 ? dense_load<1>(data, at) : dense_load<2>(data, at));
+  }
+}
+
+}  // namespace
+}  // namespace headway

@@ -1,0 +1,220 @@
+// Integer tiles against int8 activations (layouts in kernels.h). Included after a level's simd.h.
+//
+// Per 16 rows x 32 columns, 4 bits with f16 scale and minimum: 320 B, 8 dot products of 64 codes per activation row
+// (1,024 operations), then convert, multiply and two fused multiply-adds. Lanes are rows: nothing is ever summed
+// across lanes. For each group in order:
+//   acc = fma(scale * sx, float(dot - zero * sum), acc);   acc = fma(minimum, sx * sum, acc)
+// which is the same for one activation row, for many, and at every level.
+#pragma once
+#include "kernels.h"
+
+namespace headway {
+namespace {
+
+struct IntActs {
+  const int8_t* codes;
+  const char* meta;
+  int64_t rows, parts;
+};
+
+HEADWAY_INLINE IntActs int_acts(const void* acts, int64_t rows, int64_t blocks, int64_t parts) {
+  return {(const int8_t*)acts, (const char*)acts + int8_codes_bytes(rows, blocks), rows, parts};
+}
+HEADWAY_INLINE const float* meta_row(const IntActs& a, int64_t block, int64_t which) {
+  return (const float*)a.meta + (block * (1 + 2 * a.parts) + which) * a.rows;
+}
+
+static void quantise(const float* x, int64_t ldx, int64_t rows, int64_t blocks, int64_t parts, int64_t begin,
+                     int64_t end, void* out) {
+  int8_t* codes = (int8_t*)out;
+  float* meta = (float*)((char*)out + int8_codes_bytes(rows, blocks));
+  const I magnitude = set1i(0x7fffffff);
+  for (int64_t b = begin; b < end; ++b) {
+    float* at = meta + b * (1 + 2 * parts) * rows;
+    int8_t* to = codes + b * 32 * rows;
+    for (int64_t r = 0; r < rows; ++r) {
+      const F v0 = load(x + r * ldx + b * 32), v1 = load(x + r * ldx + b * 32 + 16);
+      const int32_t top = highest(max(bits(v0) & magnitude, bits(v1) & magnitude));
+      float largest;
+      __builtin_memcpy(&largest, &top, 4);
+      float sx = largest / 127.0f, inverse = 127.0f / largest;
+      if (top >= 0x7f800000) {
+        sx = __builtin_nanf("");
+        inverse = 0.0f;
+      } else if (top < 0x0d800000) {  // 2^-100: nothing
+        sx = inverse = 0.0f;
+      }
+      I q0 = to_int(v0 * set1(inverse)), q1 = to_int(v1 * set1(inverse));
+      if (inverse == 0.0f) q0 = q1 = set1i(0);
+      const int32_t s0 = sum(q0), s1 = sum(q1);
+      at[r] = sx;
+      if (parts == 1) {
+        at[rows + r] = sx * (float)(s0 + s1);
+        ((int32_t*)at)[2 * rows + r] = s0 + s1;
+      } else {
+        at[rows + r] = sx * (float)s0;
+        at[2 * rows + r] = sx * (float)s1;
+        ((int32_t*)at)[3 * rows + r] = s0;
+        ((int32_t*)at)[4 * rows + r] = s1;
+      }
+      int8_t line[32];
+      store_i8(line, q0);
+      store_i8(line + 16, q1);
+      for (int j = 0; j < 8; ++j) __builtin_memcpy(to + (j * rows + r) * 4, line + 4 * j, 4);
+    }
+  }
+}
+
+template <bool WIDE, bool MIN> constexpr int header_bytes() { return (WIDE ? 64 : 32) * (MIN ? 2 : 1); }
+
+template <bool WIDE> HEADWAY_INLINE F header_load(const uint8_t* p) {
+  if constexpr (WIDE) return load((const float*)p);
+  else return load_f16((const uint16_t*)p);
+}
+
+// COLS activation rows, from row `r`, against one tile of BITS-bit codes; UNPACKED: 4-bit codes already one per byte.
+template <int BITS, int PARTS, bool WIDE, bool MIN, bool UNPACKED, int COLS>
+HEADWAY_INLINE void int_block(const IntTiles* w, const uint8_t* p, const uint8_t* lines, const IntActs& acts,
+                              int64_t r, float* y, int64_t ldy, int64_t tile_rows) {
+  constexpr int header = header_bytes<WIDE, MIN>();
+  constexpr int code_bytes = BITS == 4 ? 256 : 512;
+  const int64_t per_group = PARTS == 2 ? 1 : w->group / 32;
+  const int64_t rows = acts.rows;
+  const I zero_code = set1i(w->zero);
+  F acc[COLS];
+  for (int c = 0; c < COLS; ++c) acc[c] = zero();
+  int64_t left = 0;
+  F scale[PARTS], minimum[PARTS];
+  for (int64_t b = 0; b < w->blocks; ++b) {
+    if (left == 0) {
+      left = per_group;
+      for (int s = 0; s < PARTS; ++s, p += header) {
+        scale[s] = header_load<WIDE>(p);
+        if constexpr (MIN) minimum[s] = header_load<WIDE>(p + header / 2);
+      }
+    }
+    --left;
+    const uint8_t* codes = UNPACKED ? lines + b * 512 : p;
+    p += code_bytes;
+    const int8_t* x = acts.codes + (b * 8 * rows + r) * 4;
+    const float* meta = meta_row(acts, b, 0) + r;
+    Dot<BITS> dots[COLS];
+    for (int s = 0; s < PARTS; ++s) {
+      for (int c = 0; c < COLS; ++c) Dot<BITS>::init(dots[c]);
+      if constexpr (BITS == 4 && !UNPACKED) {
+        for (int j = 0; j < 4; ++j) {
+          const Codes both = load_codes(codes + j * 64);
+          if (PARTS == 1 || s == 0)
+            for (int c = 0; c < COLS; ++c) Dot<BITS>::add(dots[c], low(both), x + (j * rows + c) * 4);
+          if (PARTS == 1 || s == 1)
+            for (int c = 0; c < COLS; ++c) Dot<BITS>::add(dots[c], high(both), x + ((4 + j) * rows + c) * 4);
+        }
+      } else {
+        constexpr int quads = PARTS == 2 ? 4 : 8;
+        for (int j = s * quads; j < (s + 1) * quads; ++j) {
+          const Codes line = load_codes(codes + j * 64);
+          for (int c = 0; c < COLS; ++c) Dot<BITS>::add(dots[c], line, x + (j * rows + c) * 4);
+        }
+      }
+      for (int c = 0; c < COLS; ++c) {
+        const int32_t sum_of_codes = ((const int32_t*)meta)[(1 + PARTS + s) * rows + c];
+        const F value = to_float(Dot<BITS>::total(dots[c]) - zero_code * set1i(sum_of_codes));
+        acc[c] = fma(scale[s] * set1(meta[c]), value, acc[c]);
+        if constexpr (MIN) acc[c] = fma(minimum[s], set1(meta[(1 + s) * rows + c]), acc[c]);
+      }
+    }
+  }
+  for (int c = 0; c < COLS; ++c) store_rows(y + c * ldy, acc[c], tile_rows);
+}
+
+// 4-bit lines to one code per byte, 8 lines of 64 B for each 32 columns.
+template <int PARTS, bool WIDE, bool MIN> static void int_unpack(const IntTiles* w, const uint8_t* p, uint8_t* lines) {
+  const int64_t per_group = PARTS == 2 ? 1 : w->group / 32;
+  for (int64_t b = 0; b < w->blocks; ++b, p += 256, lines += 512) {
+    if (b % per_group == 0) p += header_bytes<WIDE, MIN>() * PARTS;
+    for (int j = 0; j < 4; ++j) {
+      const Codes both = load_codes(p + j * 64);
+      store_codes(lines + j * 64, low(both));
+      store_codes(lines + (4 + j) * 64, high(both));
+    }
+  }
+}
+
+template <int BITS, int PARTS, bool WIDE, bool MIN>
+static void int_tiles(const IntTiles* w, const void* a, int64_t rows, float* y, int64_t ldy, int64_t begin,
+                      int64_t end, void* scratch) {
+  const IntActs acts = int_acts(a, rows, w->blocks, PARTS);
+  uint8_t* lines = (uint8_t*)scratch;
+  for (int64_t tile = begin; tile < end; ++tile) {
+    const uint8_t* p = w->data + (size_t)tile * w->tile_bytes;
+    const int64_t tile_rows = w->out - tile * 16 < 16 ? w->out - tile * 16 : 16;
+    float* to = y + tile * 16;
+    int64_t r = 0;
+    if (rows >= 2 * kIntColumns) {
+      constexpr bool unpacked = BITS == 4;
+      if constexpr (unpacked) int_unpack<PARTS, WIDE, MIN>(w, p, lines);
+      for (; r + kIntColumns <= rows; r += kIntColumns)
+        int_block<BITS, PARTS, WIDE, MIN, unpacked, kIntColumns>(w, p, lines, acts, r, to + r * ldy, ldy, tile_rows);
+    }
+    for (; r + kIntColumns <= rows; r += kIntColumns)
+      int_block<BITS, PARTS, WIDE, MIN, false, kIntColumns>(w, p, nullptr, acts, r, to + r * ldy, ldy, tile_rows);
+    if constexpr (kIntColumns > 4)
+      for (; r + 4 <= rows; r += 4)
+        int_block<BITS, PARTS, WIDE, MIN, false, 4>(w, p, nullptr, acts, r, to + r * ldy, ldy, tile_rows);
+    for (; r + 2 <= rows; r += 2)
+      int_block<BITS, PARTS, WIDE, MIN, false, 2>(w, p, nullptr, acts, r, to + r * ldy, ldy, tile_rows);
+    for (; r < rows; ++r)
+      int_block<BITS, PARTS, WIDE, MIN, false, 1>(w, p, nullptr, acts, r, to + r * ldy, ldy, tile_rows);
+  }
+}
+
+template <int BITS, int PARTS>
+static void int_headers(const IntTiles* w, const void* acts, int64_t rows, float* y, int64_t ldy, int64_t begin,
+                        int64_t end, void* scratch) {
+  if (w->wide_header && w->has_min) int_tiles<BITS, PARTS, true, true>(w, acts, rows, y, ldy, begin, end, scratch);
+  else if (w->wide_header) int_tiles<BITS, PARTS, true, false>(w, acts, rows, y, ldy, begin, end, scratch);
+  else if (w->has_min) int_tiles<BITS, PARTS, false, true>(w, acts, rows, y, ldy, begin, end, scratch);
+  else int_tiles<BITS, PARTS, false, false>(w, acts, rows, y, ldy, begin, end, scratch);
+}
+
+static void integer(const IntTiles* w, const void* acts, int64_t rows, float* y, int64_t ldy, int64_t begin,
+                    int64_t end, void* scratch) {
+  const bool halves = w->group == 16;
+  if (w->bits == 4 && halves) int_headers<4, 2>(w, acts, rows, y, ldy, begin, end, scratch);
+  else if (w->bits == 4) int_headers<4, 1>(w, acts, rows, y, ldy, begin, end, scratch);
+  else if (halves) int_headers<8, 2>(w, acts, rows, y, ldy, begin, end, scratch);
+  else int_headers<8, 1>(w, acts, rows, y, ldy, begin, end, scratch);
+}
+
+// Exact values: scale * (code - zero), rounded, plus minimum, rounded. Columns [col_begin, col_end) of one tile.
+static void integer_expand(const IntTiles* w, int64_t tile, int64_t col_begin, int64_t col_end, float* out) {
+  const int parts = w->group == 16 ? 2 : 1;
+  const size_t half_header = w->wide_header ? 64 : 32, header = half_header * (w->has_min ? 2 : 1);
+  const size_t code_bytes = w->bits == 4 ? 256 : 512;
+  const int64_t per_group = parts == 2 ? 1 : w->group / 32;
+  const size_t group_bytes = header * (size_t)parts + code_bytes * (size_t)per_group;
+  const uint8_t* base = w->data + (size_t)tile * w->tile_bytes;
+  const I zero_code = set1i(w->zero);
+  for (int64_t b = col_begin / 32; b < col_end / 32; ++b) {
+    const uint8_t* group = base + (size_t)(b / per_group) * group_bytes;
+    const uint8_t* codes = group + header * (size_t)parts + (size_t)(b % per_group) * code_bytes;
+    for (int k = 0; k < 32; ++k, out += 16) {
+      const uint8_t* h = group + (parts == 2 && k >= 16 ? header : 0);
+      const F scale = w->wide_header ? load((const float*)h) : load_f16((const uint16_t*)h);
+      uint8_t code[16];
+      for (int r = 0; r < 16; ++r) {
+        if (w->bits == 8) code[r] = codes[(k / 4) * 64 + r * 4 + k % 4];
+        else code[r] = (uint8_t)(codes[((k & 15) / 4) * 64 + r * 4 + k % 4] >> (k >= 16 ? 4 : 0) & 15);
+      }
+      F value = scale * to_float(load_u8(code) - zero_code);
+      if (w->has_min) {
+        const uint8_t* m = h + half_header;
+        value = value + (w->wide_header ? load((const float*)m) : load_f16((const uint16_t*)m));
+      }
+      store(out, value);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace headway

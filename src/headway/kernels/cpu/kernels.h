@@ -1,0 +1,119 @@
+// The table of kernels: one instance per instruction set, filled by portable/, avx2/ and avx512/ from the same
+// sources (*_kernel.h). Every level gives the same bits: sums run in the same order with the same fused operations.
+// Plain C types only: this header is included by translation units compiled for one level.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+namespace headway {
+
+// ---- int8 activations -------------------------------------------------------------------------------------------
+// Columns in blocks of 32, each block of each row with its own scale sx = max|x| / 127, codes -127..127. `parts` is
+// 1, or 2 where weights have groups of 16 and need sums of half blocks.
+//   codes  int8  [block][8 quads][row][4]
+//   meta   4 B   [block][1 + 2 parts][row]:  sx;  sx * sum of codes, one per part;  sum of codes (int32), per part
+// A block with an activation that is not finite has sx = NaN. One smaller than 2^-100 throughout counts as zero.
+static inline size_t int8_codes_bytes(int64_t rows, int64_t blocks) {
+  return ((size_t)rows * (size_t)blocks * 32 + 63) / 64 * 64;
+}
+static inline size_t int8_bytes(int64_t rows, int64_t blocks, int64_t parts) {
+  return int8_codes_bytes(rows, blocks) + (size_t)rows * (size_t)blocks * (size_t)(1 + 2 * parts) * 4;
+}
+
+// ---- integer weights --------------------------------------------------------------------------------------------
+// A tile is 16 rows; its groups follow along the columns: header, then codes, 32 columns at a time.
+//   header   16 scales, then 16 minima if has_min; f16 or f32. Groups of 16: two headers before each 32 columns.
+//   4 bits   4 lines of 64 B: byte 4 r + c of line j = code[row r][4 j + c] | code[row r][16 + 4 j + c] << 4
+//   8 bits   8 lines of 64 B: byte 4 r + c of line j = code[row r][4 j + c]
+// Weight = scale * (code - zero) + minimum.
+struct IntTiles {
+  const uint8_t* data;
+  size_t tile_bytes;
+  int64_t out;      // rows
+  int64_t blocks;   // padded columns / 32
+  int64_t group;    // columns per group: 16, or a multiple of 32
+  int bits;         // 4 or 8
+  int zero;
+  int has_min;
+  int wide_header;  // f32 instead of f16
+};
+
+// ---- attention --------------------------------------------------------------------------------------------------
+// A page holds kPageTokens tokens of one layer: for each KV head K [4][head_dim][16 keys] then V [64][padded dim].
+// All in f32 or f16; padded dim = head_dim rounded up to 16.
+constexpr int kPageTokens = 64;
+constexpr int kSpanTokens = 512;  // keys whose softmax is accumulated apart, then merged in order
+
+struct PageShape {
+  int64_t kv_heads, head_dim, padded_dim;
+  int half;  // 1: f16
+};
+static inline size_t page_head_elements(const PageShape* s) {
+  return (size_t)kPageTokens * (size_t)(s->head_dim + s->padded_dim);
+}
+
+// Query rows that share one KV head, against the keys [key_begin, key_end) of one sequence (within one span).
+struct AttendArgs {
+  PageShape shape;
+  const void* const* pages;  // page i holds tokens [64 i, 64 i + 64); only pages in range are read
+  int64_t kv_head;
+  int64_t rows;
+  const float* const* q;     // rows pointers to head_dim floats
+  const int32_t* lo;         // row r sees the keys [lo[r], hi[r])
+  const int32_t* hi;
+  int64_t key_begin, key_end;
+  float scale, softcap;
+  float* m;                  // in and out, per row: running maximum (-inf at first), sum, weighted values
+  float* l;
+  float* o;                  // [rows][padded_dim]
+  float* scratch;            // attend_scratch_floats(shape)
+};
+static inline size_t attend_scratch_floats(const PageShape* s) {
+  return page_head_elements(s) + 4 * kPageTokens;
+}
+
+struct Kernels {
+  // y[r][0..tile_rows) (+)= sum_c x[r][c] panel[c][0..tile_rows), columns in order.
+  void (*dense_panel)(const float* panel, int64_t cols, const float* x, int64_t ldx, int64_t rows, float* y,
+                      int64_t ldy, int64_t tile_rows, int accumulate);
+  // Packed dense tiles [tile][cols][16], storage 0 f32, 1 f16, 2 bf16.
+  void (*dense)(const void* data, int storage, int64_t cols, int64_t out, const float* x, int64_t ldx, int64_t rows,
+                float* y, int64_t ldy, int64_t tile_begin, int64_t tile_end);
+  void (*dense_expand)(const void* data, int storage, int64_t cols, int64_t tile, int64_t col_begin, int64_t col_end,
+                       float* out);
+
+  void (*quantise)(const float* x, int64_t ldx, int64_t rows, int64_t blocks, int64_t parts, int64_t block_begin,
+                   int64_t block_end, void* out);
+  void (*integer)(const IntTiles* w, const void* acts, int64_t rows, float* y, int64_t ldy, int64_t tile_begin,
+                  int64_t tile_end, void* scratch);
+  void (*integer_expand)(const IntTiles* w, int64_t tile, int64_t col_begin, int64_t col_end, float* out);
+
+  void (*rms_norm)(const float* x, const float* w, float eps, int64_t n, float* y);  // y may be x
+  void (*add)(float* x, const float* a, int64_t n);                                  // x += a
+  void (*scale)(float* x, float s, int64_t n);
+  void (*softcap)(float* x, float cap, int64_t n);
+  void (*rope)(float* x, int64_t heads, int64_t head_dim, const float* cosine, const float* sine);
+  void (*glu)(float* gate, const float* up, int64_t n, int kind);  // gate = f(gate) * up; 0 silu, 1 gelu (tanh)
+  int64_t (*argmax)(const float* x, int64_t n);                    // the first of equals; -1 if any is NaN
+
+  // One token's K and V of all heads ([kv_heads][head_dim] each) into slot `at` of a page.
+  void (*kv_write)(const PageShape* shape, void* page, int64_t at, const float* k, const float* v);
+  void (*attend)(const AttendArgs* args);
+  // Fold (m2, l2, o2) into (m, l, o), per row.
+  void (*attend_merge)(float* m, float* l, float* o, const float* m2, const float* l2, const float* o2, int64_t rows,
+                       int64_t padded_dim);
+  void (*attend_finish)(const float* l, const float* o, int64_t rows, int64_t head_dim, int64_t padded_dim,
+                        float* const* out);
+
+  uint64_t (*read)(const void* data, size_t bytes);  // touches every byte; the roof that kernels are judged by
+};
+
+extern const Kernels kernels_portable;
+#if HEADWAY_X86
+extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx512;
+#endif
+
+const Kernels& kernels();  // of the level in use
+
+}  // namespace headway

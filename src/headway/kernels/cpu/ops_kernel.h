@@ -1,0 +1,136 @@
+// Everything of a layer that is no matrix and no attention. Included after a level's simd.h.
+// A row of n floats is read once or twice from cache: none of these is seen in a step's time next to the weights.
+#pragma once
+#include "kernels.h"
+
+namespace headway {
+namespace {
+
+constexpr float kInfinity = __builtin_inff();
+
+// e^x within 2 ulp for -87 <= x <= 88, clamped outside; exactly 1 at 0; NaN stays NaN.
+HEADWAY_INLINE F exponential(F x) {
+  x = min(set1(88.0f), max(set1(-87.0f), x));
+  const F n = to_float(to_int(x * set1(1.44269504088896341f)));
+  F r = fma(n, set1(-0.693359375f), x);
+  r = fma(n, set1(2.12194440e-4f), r);
+  F p = set1(1.9875691500e-4f);
+  p = fma(p, r, set1(1.3981999507e-3f));
+  p = fma(p, r, set1(8.3334519073e-3f));
+  p = fma(p, r, set1(4.1665795894e-2f));
+  p = fma(p, r, set1(1.6666665459e-1f));
+  p = fma(p, r, set1(5.0000001201e-1f));
+  p = fma(p, r * r, r) + set1(1.0f);
+  return p * from_bits(shift_left(to_int(n) + set1i(127), 23));
+}
+
+// 1 - 2 / (e^2x + 1), within 1e-7 absolute.
+HEADWAY_INLINE F hyperbolic_tangent(F x) {
+  return set1(1.0f) - set1(2.0f) / (exponential(x + x) + set1(1.0f));
+}
+
+template <class Function> HEADWAY_INLINE void each(float* x, int64_t n, Function f) {
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) store(x + i, f(load(x + i), i, 16));
+  if (i < n) store_part(x + i, f(load_part(x + i, (int)(n - i)), i, (int)(n - i)), (int)(n - i));
+}
+HEADWAY_INLINE F load_n(const float* p, int n) { return n == 16 ? load(p) : load_part(p, n); }
+
+static void rms_norm(const float* x, const float* w, float eps, int64_t n, float* y) {
+  F squares = zero();
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) {
+    const F v = load(x + i);
+    squares = fma(v, v, squares);
+  }
+  if (i < n) {
+    const F v = load_part(x + i, (int)(n - i));
+    squares = fma(v, v, squares);
+  }
+  const F inverse = set1(1.0f / __builtin_sqrtf(sum(squares) / (float)n + eps));
+  for (i = 0; i + 16 <= n; i += 16) store(y + i, load(x + i) * inverse * load(w + i));
+  if (i < n) {
+    const int rest = (int)(n - i);
+    store_part(y + i, load_part(x + i, rest) * inverse * load_part(w + i, rest), rest);
+  }
+}
+
+static void add(float* x, const float* a, int64_t n) {
+  each(x, n, [a](F v, int64_t i, int m) { return v + load_n(a + i, m); });
+}
+
+static void scale(float* x, float s, int64_t n) {
+  each(x, n, [s](F v, int64_t, int) { return v * set1(s); });
+}
+
+static void softcap(float* x, float cap, int64_t n) {
+  each(x, n, [cap](F v, int64_t, int) { return set1(cap) * hyperbolic_tangent(v / set1(cap)); });
+}
+
+// Pairs (j, j + half) turn by the angle whose cosine and sine are given, half = head_dim / 2.
+static void rope(float* x, int64_t heads, int64_t head_dim, const float* cosine, const float* sine) {
+  const int64_t half = head_dim / 2;
+  for (int64_t h = 0; h < heads; ++h, x += head_dim)
+    for (int64_t j = 0; j < half; j += 16) {
+      const int n = half - j < 16 ? (int)(half - j) : 16;
+      const F a = load_n(x + j, n), b = load_n(x + half + j, n), c = load_n(cosine + j, n), s = load_n(sine + j, n);
+      const F low = a * c - b * s, high = b * c + a * s;
+      if (n == 16) {
+        store(x + j, low);
+        store(x + half + j, high);
+      } else {
+        store_part(x + j, low, n);
+        store_part(x + half + j, high, n);
+      }
+    }
+}
+
+static void glu(float* gate, const float* up, int64_t n, int kind) {
+  if (kind == 0)
+    each(gate, n, [up](F v, int64_t i, int m) {
+      return v / (set1(1.0f) + exponential(zero() - v)) * load_n(up + i, m);
+    });
+  else
+    each(gate, n, [up](F v, int64_t i, int m) {
+      const F cubic = fma(v * v * v, set1(0.044715f), v);
+      const F t = hyperbolic_tangent(cubic * set1(0.7978845608028654f));
+      return set1(0.5f) * v * (set1(1.0f) + t) * load_n(up + i, m);
+    });
+}
+
+static int64_t argmax(const float* x, int64_t n) {
+  F best = set1(-kInfinity);
+  bool bad = false;
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) {
+    const F v = load(x + i);
+    bad |= any_nan(v);
+    best = max(best, v);
+  }
+  float top = highest(best);
+  for (; i < n; ++i) {
+    bad |= x[i] != x[i];
+    if (x[i] > top) top = x[i];
+  }
+  if (bad) return -1;
+  for (i = 0; i < n; ++i)
+    if (x[i] == top) return i;
+  return -1;
+}
+
+// Two sums at once, 128 B a turn: as fast as this level reads.
+static uint64_t read(const void* data, size_t bytes) {
+  const float* p = (const float*)data;
+  I a = set1i(0), b = a, c = a, d = a;
+  size_t i = 0;
+  for (; i + 256 <= bytes; i += 256, p += 64) {
+    a = a + bits(load(p));
+    b = b + bits(load(p + 16));
+    c = c + bits(load(p + 32));
+    d = d + bits(load(p + 48));
+  }
+  return (uint64_t)(uint32_t)sum(a + b + (c + d));
+}
+
+}  // namespace
+}  // namespace headway
