@@ -16,7 +16,6 @@ VERBS: dict[str, str] = {
     "apply": "apply one recipe to a model, no search",
     "generate": "one completion, or a chat where there is a terminal",
     "bench": "throughput and latency beside other engines, interleaved in one run",
-    "diagnose": "where the time and the bytes go, and what would help",
     "prove": "run a system's proof: the paper's figure, ours and the bar",
     "systems": "what there is: systems and packaged models",
     "report": "one HTML file from evidence, that works offline",
