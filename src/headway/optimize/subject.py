@@ -52,7 +52,7 @@ class Subject(Protocol):
     def predict(
         self, target: Target, stored: Mapping[str, tuple[str, float]], threads: int
     ) -> Mapping[str, Mapping[str, float]]:
-        """Metric -> its parts (seconds or bytes by owner) of the model whose sites hold `stored`: site -> (form, bytes)."""
+        """Metric -> its parts (seconds, or bytes by owner) when the sites hold `stored`: site -> (form, bytes)."""
         ...
 
     def gradients(self) -> Any:
