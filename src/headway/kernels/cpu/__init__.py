@@ -1,0 +1,132 @@
+"""Native CPU kernels: packed weights, the thread pool, and what this machine can run.
+
+Everything here works over `_cpu`, the C++ extension. A packed weight (`NativeWeight`) knows its bytes, its exact
+float32 value and its matmul; `mode="exact"` multiplies float32 activations with that exact value, `mode="fast"` is the
+kernel that the runtime uses (integer weights: int8 activations, one scale per 32 columns).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from headway.kernels.cpu import _cpu
+
+F32 = npt.NDArray[np.float32]
+U8 = npt.NDArray[np.uint8]
+Mode = Literal["fast", "exact"]
+
+
+class NativeWeight(Protocol):
+    """One matrix W (out, in), packed for its kernel. Immutable."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, int]: ...
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the packed form, padding included: what one matmul reads."""
+        ...
+
+    def dequantize(self) -> F32:
+        """The exact float32 values, shape (out, in)."""
+        ...
+
+    def matmul(self, x: F32, exact: bool = False, threads: int = 0) -> F32:
+        """x: (rows, in), C-contiguous -> x @ W.T: (rows, out). `threads` 0: as set."""
+        ...
+
+    def gather(self, ids: npt.NDArray[np.int32]) -> F32:
+        """Rows of W as float32, shape (len(ids), in)."""
+        ...
+
+    def unpack(self) -> tuple[U8, F32, F32 | None]:
+        """Codes, scales and minima as given to `pack_int4` or `pack_int8`; ValueError for other kinds."""
+        ...
+
+
+def isa() -> str:
+    """Instruction set in use: `avx512`, `avx2` or `portable`. HEADWAY_ISA lowers it; RuntimeError if it cannot."""
+    return str(_cpu.isa())
+
+
+def levels() -> tuple[str, ...]:
+    """Instruction sets that can run here, lowest first."""
+    return tuple(_cpu.levels())
+
+
+def features() -> tuple[str, ...]:
+    """Extensions beyond the level in use: `vbmi`, `bf16`, `vpopcntdq`, `avx_vnni`."""
+    return tuple(_cpu.features())
+
+
+@contextmanager
+def at_level(level: str) -> Iterator[None]:
+    """Run with a lower instruction set, for tests and benchmarks; not while another thread runs kernels."""
+    before = isa()
+    _cpu.set_isa(level)
+    try:
+        yield
+    finally:
+        _cpu.set_isa(before)
+
+
+def threads() -> int:
+    """Threads the pool may use, the caller included."""
+    return int(_cpu.threads())
+
+
+def set_threads(count: int) -> None:
+    """0: the cores this process may run on. Results are the same, bit for bit, for every count."""
+    _cpu.set_threads(count)
+
+
+def memory() -> dict[str, dict[str, int]]:
+    """Bytes of native memory, `current` and `peak`, by owner: `weights`, `kv`, `scratch`, and their `total`."""
+    return dict(_cpu.memory())
+
+
+def reset_peaks() -> None:
+    """Start a new peak for every owner at its current value."""
+    _cpu.reset_peaks()
+
+
+def pack_dense(values: npt.NDArray[Any]) -> NativeWeight:
+    """values: (out, in) float32 or float16, or uint16 holding bfloat16 bits; stored as given, computed in float32."""
+    data = np.ascontiguousarray(values)
+    if data.dtype == np.float16:
+        return _cpu.pack_f16(data.view(np.uint16))  # type: ignore[no-any-return]
+    if data.dtype == np.uint16:
+        return _cpu.pack_bf16(data)  # type: ignore[no-any-return]
+    return _cpu.pack_f32(np.ascontiguousarray(data, dtype=np.float32))  # type: ignore[no-any-return]
+
+
+def pack_int4(
+    codes: U8, scales: npt.NDArray[Any], minima: npt.NDArray[Any] | None, group: int, zero: int = 0
+) -> NativeWeight:
+    """W = scales * (codes - zero) + minima. Codes (out, in) in 0..15; scales and minima (out, ceil(in / group)).
+
+    `group`: 16, a multiple of 32, or >= in for one group per row. Scales and minima are kept in float16 where that
+    changes no bit, else in float32. ValueError for anything else.
+    """
+    return _pack_int(codes, scales, minima, group, 4, zero)
+
+
+def pack_int8(
+    codes: U8, scales: npt.NDArray[Any], minima: npt.NDArray[Any] | None, group: int, zero: int = 0
+) -> NativeWeight:
+    """As `pack_int4`, with codes in 0..255; signed codes c are given as c + 128 with zero=128."""
+    return _pack_int(codes, scales, minima, group, 8, zero)
+
+
+def _pack_int(
+    codes: U8, scales: npt.NDArray[Any], minima: npt.NDArray[Any] | None, group: int, bits: int, zero: int
+) -> NativeWeight:
+    low = None if minima is None else np.ascontiguousarray(minima, dtype=np.float32)
+    wide = np.ascontiguousarray(scales, dtype=np.float32)
+    return _cpu.pack_int(np.ascontiguousarray(codes), wide, low, group, bits, zero)  # type: ignore[no-any-return]

@@ -1,0 +1,292 @@
+#include "pool.h"
+
+#include <linux/futex.h>
+#include <pthread.h>
+#include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#if HEADWAY_X86
+#include <immintrin.h>
+#endif
+
+namespace headway {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr int kMaxThreads = 256;
+constexpr int64_t kSpinInside = 200'000, kSpinOutside = 20'000;  // ns a helper spins within and between sessions
+constexpr int64_t kStall = 200'000;                              // ns a caller waits before it counts as a stall
+constexpr int64_t kFirstRest = 2'000'000, kLongestRest = 512'000'000;  // ns alone after a stall; doubles each time
+
+int64_t now_ns() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now().time_since_epoch()).count();
+}
+
+inline void relax() {
+#if HEADWAY_X86
+  _mm_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
+}
+
+void futex_wait(std::atomic<uint32_t>& word, uint32_t value) {
+  syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, value, nullptr, nullptr, 0);
+}
+void futex_wake(std::atomic<uint32_t>& word) {
+  syscall(SYS_futex, &word, FUTEX_WAKE_PRIVATE, 1, nullptr, nullptr, 0);
+}
+
+std::vector<int> allowed_cpus() {
+  std::vector<int> cpus;
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0)
+    for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu)
+      if (CPU_ISSET(cpu, &set)) cpus.push_back(cpu);
+  if (cpus.empty()) cpus.push_back(0);
+  return cpus;
+}
+
+}  // namespace
+
+// One share of the phase in progress. `next` counts tasks handed out; a claim at or past `end` is void. A claim that
+// succeeds always belongs to the phase in progress, which cannot end before its `done`.
+struct alignas(64) Share {
+  std::atomic<uint64_t> claim{0};  // end << 32 | next
+};
+
+struct alignas(64) Helper {
+  std::atomic<uint64_t> done{0};      // tasks finished since the start, by this helper
+  alignas(64) std::atomic<uint32_t> state{0};  // futex: 0 awake, 1 parked
+  pthread_t thread{};
+  int cpu = -1;
+};
+
+struct Pool::State {
+  std::mutex use;  // held by a session that owns the helpers
+  std::atomic<int> wanted{1};
+  std::vector<int> cpus = allowed_cpus();
+
+  Share shares[kMaxThreads];
+  Helper helpers[kMaxThreads];  // helpers[0] stands for the caller
+  std::atomic<int> started{1};  // threads that exist, the caller included
+
+  alignas(64) std::atomic<uint32_t> epoch{0};    // counts phases and session starts
+  alignas(64) std::atomic<bool> inside{false};  // a session is open
+  alignas(64) std::atomic<int> shares_in_use{1};
+  int64_t offset[kMaxThreads] = {};  // first task of each share
+  Session::Function function = nullptr;
+  void* context = nullptr;
+
+  uint64_t finished = 0;  // tasks of all phases shared so far
+  int64_t rest_until = 0, rest = kFirstRest;
+  std::atomic<uint64_t> phases{0}, stalls{0}, alone{0};
+
+  // Take tasks until none is left. Returns how many were run.
+  void work(int lane) {
+    const int count = shares_in_use.load(std::memory_order_acquire);
+    for (int k = 0; k < count; ++k) {
+      const int at = (lane + k) % count;
+      Share& share = shares[at];
+      for (;;) {
+        uint64_t seen = share.claim.load(std::memory_order_acquire);
+        if (uint32_t(seen) >= uint32_t(seen >> 32)) break;
+        seen = share.claim.fetch_add(1, std::memory_order_acq_rel);
+        const uint32_t task = uint32_t(seen);
+        if (task >= uint32_t(seen >> 32)) break;
+        function(context, offset[at] + task, lane);
+        std::atomic<uint64_t>& done = helpers[lane].done;
+        done.store(done.load(std::memory_order_relaxed) + 1, std::memory_order_release);
+      }
+    }
+  }
+
+  void help(int lane) {
+    uint32_t seen = epoch.load(std::memory_order_acquire);
+    int64_t since = now_ns();
+    for (int turn = 0;; ++turn) {
+      const uint32_t current = epoch.load(std::memory_order_acquire);
+      if (current != seen) {
+        seen = current;
+        if (lane < shares_in_use.load(std::memory_order_acquire)) work(lane);
+        turn = 0;
+        since = now_ns();
+        continue;
+      }
+      relax();
+      if ((turn & 63) != 63) continue;
+      if (now_ns() - since < (inside.load(std::memory_order_relaxed) ? kSpinInside : kSpinOutside)) continue;
+      Helper& self = helpers[lane];
+      self.state.store(1, std::memory_order_seq_cst);
+      if (epoch.load(std::memory_order_seq_cst) == seen) futex_wait(self.state, 1);
+      self.state.store(0, std::memory_order_relaxed);
+      since = now_ns();
+    }
+  }
+
+  void wake(int count) {
+    for (int lane = 1; lane < count; ++lane)
+      if (helpers[lane].state.load(std::memory_order_seq_cst) == 1) {
+        helpers[lane].state.store(0, std::memory_order_relaxed);
+        futex_wake(helpers[lane].state);
+      }
+  }
+
+  void start(int count) {
+    for (int lane = started.load(); lane < count; ++lane) {
+      struct Start {
+        State* state;
+        int lane;
+      };
+      auto* argument = new Start{this, lane};
+      const auto body = [](void* raw) -> void* {
+        const std::unique_ptr<Start> start(static_cast<Start*>(raw));
+        start->state->help(start->lane);
+        return nullptr;
+      };
+      if (pthread_create(&helpers[lane].thread, nullptr, body, argument) != 0) {
+        delete argument;
+        return;  // fewer threads than wished for: slower, not wrong
+      }
+      pthread_detach(helpers[lane].thread);
+      place(lane, cpus[size_t(lane) % cpus.size()]);
+      started.store(lane + 1);
+    }
+  }
+
+  void place(int lane, int cpu) {
+    if (cpus.size() < 2 || helpers[lane].cpu == cpu) return;
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    CPU_SET(cpu, &set);
+    pthread_setaffinity_np(helpers[lane].thread, sizeof set, &set);
+    helpers[lane].cpu = cpu;
+  }
+
+  // Keep helpers off the core the caller runs on.
+  void spread(int count) {
+    const int mine = sched_getcpu();
+    const size_t n = cpus.size();
+    size_t base = 0;
+    while (base < n && cpus[base] != mine) ++base;
+    if (base == n) return;
+    for (int lane = 1; lane < count; ++lane) place(lane, cpus[(base + size_t(lane)) % n]);
+  }
+};
+
+namespace {
+Pool* only = nullptr;
+}
+
+Pool::Pool() : state_(new State) { state_->wanted.store(std::min(int(state_->cpus.size()), kMaxThreads)); }
+
+Pool& Pool::instance() {
+  static std::once_flag once;
+  std::call_once(once, [] {
+    only = new Pool;  // never destroyed: its threads outlive static destructors
+    // After a fork the helpers are gone: the child starts its own.
+    pthread_atfork(nullptr, nullptr, [] {
+      const int wanted = only->state_->wanted.load();
+      only->state_ = new State;
+      only->state_->wanted.store(wanted);
+    });
+  });
+  return *only;
+}
+
+int Pool::threads() const { return state_->wanted.load(); }
+
+void Pool::set_threads(int n) {
+  state_->wanted.store(n > 0 ? std::min(n, kMaxThreads) : std::min(int(state_->cpus.size()), kMaxThreads));
+}
+
+Pool::Counts Pool::counts() const {
+  return {state_->phases.load(), state_->stalls.load(), state_->alone.load()};
+}
+
+Pool::Session::Session(int threads) {
+  State& s = *Pool::instance().state_;
+  const int wanted = threads > 0 ? std::min(threads, kMaxThreads) : s.wanted.load();
+  if (wanted < 2 || !s.use.try_lock()) return;
+  owner_ = true;
+  if (s.started.load() < wanted) s.start(wanted);
+  lanes_ = std::min(wanted, s.started.load());
+  if (lanes_ > 1) {
+    s.spread(lanes_);
+    s.inside.store(true, std::memory_order_seq_cst);
+    s.epoch.fetch_add(1, std::memory_order_seq_cst);
+    s.wake(lanes_);
+  }
+}
+
+Pool::Session::~Session() {
+  if (!owner_) return;
+  State& s = *Pool::instance().state_;
+  s.inside.store(false, std::memory_order_relaxed);
+  s.use.unlock();
+}
+
+void Pool::Session::run_raw(int64_t tasks, Function function, void* context) {
+  const auto by_itself = [&] {
+    for (int64_t task = 0; task < tasks; ++task) function(context, task, 0);
+  };
+  if (!owner_ || lanes_ < 2 || tasks < 2 || tasks > INT32_MAX) return by_itself();
+  State& s = *Pool::instance().state_;
+  if (s.rest_until) {
+    if (now_ns() < s.rest_until) {
+      s.alone.fetch_add(1, std::memory_order_relaxed);
+      return by_itself();
+    }
+    s.rest_until = 0;
+  }
+  s.function = function;
+  s.context = context;
+  for (int lane = 0; lane < lanes_; ++lane) {
+    const int64_t begin = tasks * lane / lanes_, end = tasks * (lane + 1) / lanes_;
+    s.offset[lane] = begin;
+    s.shares[lane].claim.store(uint64_t(end - begin) << 32, std::memory_order_release);
+  }
+  s.shares_in_use.store(lanes_, std::memory_order_release);
+  s.epoch.fetch_add(1, std::memory_order_seq_cst);
+  s.wake(lanes_);
+  s.phases.fetch_add(1, std::memory_order_relaxed);
+  s.work(0);
+
+  s.finished += uint64_t(tasks);
+  const auto all_done = [&] {
+    uint64_t done = 0;
+    for (int lane = 0; lane < s.started.load(std::memory_order_relaxed); ++lane)
+      done += s.helpers[lane].done.load(std::memory_order_acquire);
+    return done == s.finished;
+  };
+  bool stalled = false;
+  int64_t from = 0;
+  for (int turn = 1; !all_done(); ++turn) {
+    relax();
+    if (turn & 63) continue;
+    const int64_t now = now_ns();
+    if (!from) from = now;
+    if (now - from < kStall) continue;
+    stalled = true;
+    if (now - from > 4 * kStall) sched_yield();
+  }
+  if (!stalled) {
+    if (s.rest > kFirstRest) s.rest -= s.rest / 512;  // trust returns slowly
+    return;
+  }
+  s.stalls.fetch_add(1, std::memory_order_relaxed);
+  s.rest_until = now_ns() + s.rest;
+  s.rest = std::min(s.rest * 2, kLongestRest);
+}
+
+}  // namespace headway

@@ -1,0 +1,64 @@
+// The thread pool: pinned helpers that spin a little, then park; a caller that is never held up by a helper that
+// did not come.
+//
+// A phase is `tasks` independent tasks. Every thread starts in its own contiguous share (one linear stream of
+// memory) and takes from the others' shares when done. A helper that is late, or was taken off its core between
+// tasks, costs nothing: the caller does its share. Only a helper that loses its core inside a task makes the caller
+// wait; once that has taken `kStall`, the pool goes on with the caller alone and asks the helpers again later.
+// Which thread runs a task must not change its result.
+#pragma once
+#include <cstdint>
+#include <type_traits>
+
+namespace headway {
+
+class Pool {
+ public:
+  static Pool& instance();
+
+  // Threads that `run` may use, the caller included; default: the cores this process may run on.
+  int threads() const;
+  void set_threads(int n);
+
+  // Held while a step runs its phases: helpers are woken once and spin between phases. A second thread that wants
+  // the pool meanwhile gets none of the helpers and runs its phases alone. `threads` 0: as set.
+  class Session {
+   public:
+    explicit Session(int threads = 0);
+    ~Session();
+    Session(const Session&) = delete;
+    Session& operator=(const Session&) = delete;
+    int lanes() const { return lanes_; }  // lane numbers that tasks may see are below this
+
+    // f(task, lane) for every task, each once; returns when all are done. `f` must not throw.
+    template <class F> void run(int64_t tasks, F&& f) {
+      using Plain = std::remove_reference_t<F>;
+      run_raw(tasks, [](void* context, int64_t task, int lane) { (*static_cast<Plain*>(context))(task, lane); },
+              const_cast<void*>(static_cast<const void*>(&f)));
+    }
+
+   private:
+    using Function = void (*)(void* context, int64_t task, int lane);
+    void run_raw(int64_t tasks, Function function, void* context);
+    int lanes_ = 1;
+    bool owner_ = false;
+    friend class Pool;
+  };
+
+  struct Counts {
+    uint64_t phases = 0;   // shared with helpers
+    uint64_t stalls = 0;   // waits longer than kStall
+    uint64_t alone = 0;    // phases run by the caller alone because of an earlier stall
+  };
+  Counts counts() const;
+
+  Pool(const Pool&) = delete;
+  Pool& operator=(const Pool&) = delete;
+
+ private:
+  Pool();
+  struct State;
+  State* state_;
+};
+
+}  // namespace headway
