@@ -1,0 +1,517 @@
+"""The parts of the page, each a function from a run to HTML; nothing where the run has nothing to show there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from headway.optimize.report import icons
+from headway.optimize.report.charts import (
+    accuracy_axes,
+    axes,
+    bits_summary,
+    floor_text,
+    limit_label,
+    prediction_error,
+    ratio_text,
+    role_words,
+    sample_groups,
+    spread,
+)
+from headway.optimize.report.markup import Child, Markup, render, tag
+from headway.optimize.report.metrics import metric, percent
+from headway.optimize.report.run import Limit, Run, Shown
+from headway.optimize.report.words import change, headline, ratio_words, standing, verdict
+
+NOTHING = Markup("")
+
+
+def hero(run: Run, heading: str = "h1") -> Markup:
+    """The verdict first: met or not, by how much."""
+    kind = {True: "yes", False: "no", None: ""}[run.met]
+    mark = {True: icons.CHECK, False: icons.CROSS, None: icons.DOT}[run.met]
+    winner = run.find("winner")
+    return tag(
+        "section",
+        tag(heading, tag("span", mark, class_="mark"), headline(run)),
+        tag("p", verdict(run), class_="said"),
+        tag("p", tag("code", winner.recipe)) if winner is not None else None,
+        tag("ul", [_limit(limit) for limit in run.limits], class_="limits") if run.limits else None,
+        _tiles(run),
+        class_=f"card hero {kind}",
+        id=f"{run.id}-verdict",
+    )
+
+
+def _limit(limit: Limit) -> Markup:
+    what = metric(limit.metric)
+    here, bound, low, high = limit.here, limit.limit, 0.0, 0.0
+    if here is not None:
+        if what.kind == "share" and limit.op == ">=":
+            low = min(here, bound) - 2 * max(abs(here - bound), abs(1 - bound), 0.005)
+            high = max(1.0, here, bound)
+        else:
+            high = 1.12 * max(here, bound) or 1.0
+    place = (lambda value: 100 * (value - low) / (high - low)) if high > low else (lambda value: 0.0)
+    gauge = tag(
+        "div",
+        tag("i", style=f"width:{place(here):.1f}%") if here is not None else None,
+        tag("b", style=f"left:{place(bound):.1f}%") if here is not None else None,
+        class_="gauge",
+        aria_hidden="true",
+    )
+    return tag(
+        "li",
+        tag(
+            "div",
+            tag("span", what.label, class_="small muted"),
+            tag("span", _mark(limit.met), standing(limit), class_="state"),
+            class_="line",
+        ),
+        tag("div", what.write(here), class_="here num"),
+        gauge,
+        tag("div", f"limit: {limit_label(limit.metric, limit.op, bound)}", class_="small muted"),
+        class_=f"limit {'met' if limit.met else 'missed'}",
+    )
+
+
+def _mark(met: bool) -> str:
+    return "✓ " if met else "✗ "
+
+
+def _tiles(run: Run) -> Markup:
+    winner, baseline = run.find("winner"), run.find("baseline")
+    if winner is None:
+        return NOTHING
+    tiles = []
+    for key in run.metrics():
+        if key not in winner.measured:
+            continue
+        what = metric(key)
+        before = baseline.measured.get(key) if baseline else None
+        words = change(key, before, winner.measured[key])
+        aside = f"original {what.write(before)}" + (f" · {words}" if words else "") if before is not None else ""
+        tiles.append(
+            tag(
+                "div",
+                tag("dt", what.label),
+                tag("dd", what.write(winner.measured[key]), tag("small", aside)),
+                class_="tile",
+            )
+        )
+    return tag("dl", tiles, class_="tiles") if tiles else NOTHING
+
+
+def recipe(run: Run) -> Markup:
+    """The winner's recipe and the exact commands that redo it."""
+    if not run.recipe_toml and not run.command:
+        return NOTHING
+    called = "The winner's recipe" if run.met is not False else "The nearest recipe"
+    left: list[Child] = []
+    right: list[Child] = []
+    if run.recipe_toml:
+        left = [tag("h3", called), _code(f"{run.id}-toml", run.recipe_toml, "recipe.toml")]
+    if run.apply_command:
+        right += [tag("h3", "Apply it again, without a search"), _code(f"{run.id}-apply", run.apply_command)]
+    if run.command:
+        right += [tag("h3", "Redo the whole run"), _code(f"{run.id}-redo", run.command)]
+    notes = tag("ul", [tag("li", note) for note in run.notes], class_="notes") if run.notes else None
+    title = "Recipe, and how to redo it" if run.recipe_toml else "How to redo it"
+    return _card(
+        run, "recipe", title, tag("div", tag("div", left) if left else None, tag("div", right), class_="pair"), notes
+    )
+
+
+def _code(identifier: str, text: str, label: str = "") -> Markup:
+    return tag(
+        "div",
+        tag("pre", tag("code", text.rstrip("\n"), id=identifier), tabindex="0", aria_label=label or "command"),
+        tag("button", "Copy", type="button", class_="plain", data_copy=identifier),
+        class_="code",
+    )
+
+
+def front(run: Run) -> Markup:
+    """The Pareto front as a scatter, and the same candidates as a table."""
+    if len(run.candidates) < 2:
+        return NOTHING
+    plot: Child = None
+    if "quality" in run.metrics() and axes(run):
+        controls = [_segments(run, "axis", "Horizontal axis", [(axis["key"], axis["label"]) for axis in axes(run)])]
+        if any(candidate.predicted for candidate in run.candidates):
+            controls.append(_check(run, "predicted", "predictions"))
+        if any(limit.metric == "quality" for limit in run.limits):
+            controls.append(_check(run, "close", "only near the quality limit"))
+        keys = [
+            ("winner", "winner" if run.met is not False else "nearest"),
+            ("baseline", "original"),
+            ("front", "on the front"),
+            ("measured", "measured, dominated"),
+        ]
+        if any(candidate.predicted for candidate in run.candidates):
+            keys.append(("predicted", "predicted, tied to its measurement"))
+        if run.limits:
+            keys += [("limit", "budget limit"), ("allowed", "within the budget")]
+        plot = tag(
+            "figure",
+            tag("div", controls, class_="controls"),
+            _plot(
+                run,
+                "front",
+                "Scatter of every measured recipe: cost against quality. The table below has the same data.",
+            ),
+            _key(keys),
+        )
+    return _card(
+        run,
+        "front",
+        "What was tried",
+        tag(
+            "p",
+            "Every recipe that was measured here. Point at one, or choose its row, to see its settings and numbers.",
+            class_="small muted",
+        ),
+        plot,
+        tag("div", class_="chosen", aria_live="polite"),
+        _candidates(run),
+    )
+
+
+def _candidates(run: Run) -> Markup:
+    known = [key for key in run.metrics() if any(key in candidate.measured for candidate in run.candidates)]
+    keys = sorted(known, key=lambda key: (key != "quality", key != run.objective))
+    head = tag("tr", tag("th", "Recipe"), [tag("th", metric(key).label, class_="right") for key in keys])
+    order = {role: place for place, role in enumerate(("winner", "baseline", "front", "measured", "predicted"))}
+    objective = run.objective or (keys[0] if keys else "")
+    ranked = sorted(
+        run.candidates,
+        key=lambda one: (order.get(one.role, 9), {**one.predicted, **one.measured}.get(objective, float("inf"))),
+    )
+    rows = [
+        tag(
+            "tr",
+            tag("td", _badge(run, one), tag("button", one.recipe, type="button", class_="pick"), class_="text"),
+            [tag("td", _cell(one, key), class_="right") for key in keys],
+            class_="winner" if one.role == "winner" else None,
+            data_candidate=one.id,
+        )
+        for one in ranked
+    ]
+    return tag(
+        "div",
+        tag("table", tag("thead", head), tag("tbody", rows)),
+        class_="wide tall",
+        tabindex="0",
+        role="region",
+        aria_label="Candidates",
+    )
+
+
+def _badge(run: Run, candidate: Shown) -> Markup:
+    word = {"baseline": "original", "front": "front", "winner": "winner" if run.met is not False else "nearest"}.get(
+        candidate.role
+    )
+    return (
+        tag("span", word, class_=f"badge {candidate.role}", title=role_words(run, candidate.role)) if word else NOTHING
+    )
+
+
+def _cell(candidate: Shown, key: str) -> Child:
+    what = metric(key)
+    predicted = candidate.predicted.get(key)
+    aside = tag("small", f"predicted {what.write(predicted)}") if predicted is not None else None
+    return [what.write(candidate.measured.get(key)), aside]
+
+
+def measurements(run: Run) -> Markup:
+    """Paired ratios beside the noise floor, and every sample."""
+    if not run.ratios and not run.samples:
+        return NOTHING
+    parts: list[Child] = [
+        tag(
+            "p",
+            "The arms ran interleaved in random order in one process, and the original ran twice: its ratio to itself is the "
+            "noise floor of this machine. A difference inside it is called none.",
+            class_="small muted",
+        )
+    ]
+    if run.ratios:
+        head = tag(
+            "tr",
+            [
+                tag("th", word, class_=right)
+                for word, right in (
+                    ("Compared", None),
+                    ("Median ratio [95%]", "right"),
+                    ("Noise floor", "right"),
+                    ("Rounds", "right"),
+                    ("So", None),
+                )
+            ],
+        )
+        rows = [
+            tag(
+                "tr",
+                tag(
+                    "td",
+                    ratio.label or metric(ratio.metric).label,
+                    tag("br"),
+                    tag("small", f"{ratio.candidate} ÷ {ratio.baseline}", class_="muted"),
+                    class_="text",
+                ),
+                tag("td", ratio_text(ratio), class_="right"),
+                tag("td", floor_text(ratio.floor), class_="right"),
+                tag("td", str(ratio.n), class_="right"),
+                tag("td", ratio_words(ratio)),
+            )
+            for ratio in run.ratios
+        ]
+        parts += [
+            tag("h3", "Ratios"),
+            tag(
+                "figure",
+                _plot(
+                    run,
+                    "ratios",
+                    "Median paired ratios with 95% intervals, the noise floor behind each. The table below has the same data.",
+                ),
+                _key(
+                    [
+                        ("better", "better"),
+                        ("worse", "worse"),
+                        ("none", "no difference"),
+                        ("noise", "noise floor, A against A"),
+                    ]
+                ),
+            ),
+            _table(head, rows, "Ratios"),
+        ]
+    groups = sample_groups(run)
+    if groups:
+        controls = (
+            [_segments(run, "metric", "Metric", [(group["metric"], group["label"]) for group in groups])]
+            if len(groups) > 1
+            else []
+        )
+        controls.append(_segments(run, "view", "View", [("spread", "spread"), ("order", "in order")]))
+        parts += [
+            tag("h3", "Samples", style="margin-top:1.6rem"),
+            tag(
+                "figure",
+                tag("div", controls, class_="controls"),
+                _plot(
+                    run,
+                    "samples",
+                    "Every sample of every arm, with medians and quartiles. The table below has the medians.",
+                ),
+                _key(
+                    [
+                        ("arm-baseline", "original"),
+                        ("arm-again", "original again (A against A)"),
+                        ("arm-candidate", "candidate"),
+                    ]
+                ),
+            ),
+            _samples_table(run),
+        ]
+    return _card(run, "measurements", "How sure that is", *parts)
+
+
+def _samples_table(run: Run) -> Markup:
+    words = (
+        ("Metric", None),
+        ("Arm", None),
+        ("Samples", "right"),
+        ("Lower quartile", "right"),
+        ("Median", "right"),
+        ("Upper quartile", "right"),
+    )
+    head = tag("tr", [tag("th", word, class_=right) for word, right in words])
+    rows = []
+    for group in sample_groups(run):
+        what = metric(group["metric"])
+        for arm in group["arms"]:
+            low, high = spread(arm["values"])
+            numbers = [str(len(arm["values"])), what.write(low), what.write(arm["median"]), what.write(high)]
+            rows.append(
+                tag(
+                    "tr",
+                    tag("td", what.label),
+                    tag("td", arm["arm"], class_="text"),
+                    [tag("td", one, class_="right") for one in numbers],
+                )
+            )
+    return tag("details", tag("summary", "Medians and quartiles"), _table(head, rows, "Samples"))
+
+
+def bits(run: Run) -> Markup:
+    """Which layers got how many bits."""
+    if not run.sites:
+        return NOTHING
+    whole, weights = sum(site.nbytes for site in run.sites), sum(site.parameters for site in run.sites)
+    head = tag("tr", tag("th", "Stored as"), [tag("th", word, class_="right") for word in ("Sites", "Bytes", "Share")])
+    rows = [
+        tag(
+            "tr",
+            tag("td", name),
+            tag("td", str(count), class_="right"),
+            tag("td", metric("size_bytes").write(size), class_="right"),
+            tag("td", percent(share), class_="right"),
+        )
+        for name, count, size, share in bits_summary(run.sites)
+    ]
+    mean = 8 * whole / weights if weights else 0.0
+    classes = [("2", "≤ 2.5"), ("3", "3"), ("4", "4"), ("6", "5–6"), ("8", "8"), ("16", "16 and more")]
+    return _card(
+        run,
+        "bits",
+        "Bits by layer",
+        tag(
+            "p",
+            f"{len(run.sites)} sites hold {metric('size_bytes').write(whole)}, {mean:.2f} bits per weight with scales and offsets.",
+            class_="small muted",
+        ),
+        tag(
+            "figure",
+            _plot(run, "bits", "Bits per weight of every site, by layer and role."),
+            tag("ul", [tag("li", icons.swatch(name), f"{text} bits") for name, text in classes], class_="key"),
+        ),
+        _table(head, rows, "Bytes by form"),
+    )
+
+
+def accuracy(run: Run) -> Markup:
+    """Predicted beside measured."""
+    found = accuracy_axes(run)
+    if not found:
+        return NOTHING
+    errors = [(metric(axis["key"]).label.lower(), prediction_error(run, axis["key"])) for axis in found]
+    said = ", ".join(f"{label} {percent(error)}" for label, error in errors if error is not None)
+    return _card(
+        run,
+        "accuracy",
+        "Predicted against measured",
+        tag("p", f"Median error of the predictions that chose what to measure: {said}.", class_="small muted"),
+        tag(
+            "figure",
+            tag(
+                "div",
+                _segments(run, "guess", "Metric", [(axis["key"], axis["label"]) for axis in found]),
+                class_="controls",
+            ),
+            _plot(run, "accuracy", "Predicted against measured values; on the line they agree."),
+            _key([("band", "equal, and ±20%")]),
+        ),
+    )
+
+
+def bars(run: Run) -> Markup:
+    """The bars of a proof: the paper's figure, the bar, the figure here."""
+    if not run.bars:
+        return NOTHING
+    head = tag("tr", [tag("th", word) for word in ("", "Bar", "Paper", "Must be", "Here")])
+    rows = [
+        tag(
+            "tr",
+            tag("td", "✓ met" if bar.met else "✗ missed", class_="yes-text" if bar.met else "no-text"),
+            tag("td", bar.name, class_="text"),
+            tag("td", bar.paper or "–"),
+            tag("td", bar.bar),
+            tag("td", tag("strong", bar.here)),
+        )
+        for bar in run.bars
+    ]
+    intro = [
+        tag("p", "Claim: ", run.claim, class_="small") if run.claim else None,
+        tag("p", run.paper, class_="small muted") if run.paper else None,
+    ]
+    return _card(run, "bars", "Bars of the proof", *intro, _table(head, rows, "Bars"))
+
+
+def machine(run: Run) -> Markup:
+    """The target's facts, the workload, versions and seed."""
+    pairs: list[tuple[str, str]] = []
+    for group in (run.target, {"seed": run.seed, "threads": run.threads, "made": run.made_at}, run.versions):
+        pairs += [(str(key), str(value)) for key, value in group.items() if value not in (None, "")]
+    work = [(str(key), str(value)) for key, value in run.workload.items()]
+    if not pairs and not work:
+        return NOTHING
+    halves = [
+        tag("div", tag("h3", title), _facts(rows))
+        for title, rows in (("Machine and versions", pairs), ("What the model was asked", work))
+        if rows
+    ]
+    return _card(run, "machine", "Measured on", tag("div", halves, class_="pair"))
+
+
+def _facts(rows: Iterable[tuple[str, str]]) -> Markup:
+    return tag("dl", [[tag("dt", name.replace("_", " ")), tag("dd", value)] for name, value in rows], class_="facts")
+
+
+def _card(run: Run, name: str, title: str, *children: Child) -> Markup:
+    return tag("section", tag("h2", title), children, class_="card", id=f"{run.id}-{name}")
+
+
+def _plot(run: Run, chart: str, spoken: str) -> Markup:
+    return tag("div", class_="plot", data_chart=chart, data_run=run.id, role="group", aria_label=spoken)
+
+
+def _key(marks: Sequence[tuple[str, str]]) -> Markup:
+    return tag("ul", [tag("li", icons.MARKS[name], text) for name, text in marks], class_="key")
+
+
+def _segments(run: Run, name: str, legend: str, choices: Sequence[tuple[str, str]]) -> Markup:
+    return tag(
+        "fieldset",
+        tag("legend", legend),
+        [
+            tag(
+                "label",
+                tag("input", type="radio", name=f"{run.id}-{name}", value=value, checked=place == 0),
+                tag("span", label),
+            )
+            for place, (value, label) in enumerate(choices)
+        ],
+        class_="seg",
+    )
+
+
+def _check(run: Run, name: str, label: str) -> Markup:
+    return tag("label", tag("input", type="checkbox", data_check=name), label, class_="check")
+
+
+def _table(head: Markup, rows: Sequence[Markup], label: str) -> Markup:
+    return tag(
+        "div",
+        tag("table", tag("thead", head), tag("tbody", rows)),
+        class_="wide",
+        tabindex="0",
+        role="region",
+        aria_label=label,
+    )
+
+
+SECTIONS = (recipe, bars, front, measurements, bits, accuracy, machine)
+"""After the verdict, in this order."""
+
+TITLES = {
+    "recipe": "Recipe",
+    "bars": "Bars",
+    "front": "What was tried",
+    "measurements": "How sure",
+    "bits": "Bits",
+    "accuracy": "Predictions",
+    "machine": "Machine",
+}
+
+
+def article(run: Run, alone: bool) -> Markup:
+    """Everything about one run."""
+    name = None if alone else tag("h2", f"{run.kind}: {run.subject}", class_="name")
+    return tag(
+        "article",
+        name,
+        hero(run, "h1" if alone else "h3"),
+        [render(section(run)) for section in SECTIONS],
+        class_="run",
+        id=run.id,
+    )
