@@ -263,7 +263,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         raise BadInput(f"{where}={value!r} is no number"[:200], "probe again")
     if not math.isfinite(value) or value < 0:
         raise BadInput(f"{where}={value!r} must be finite and not negative", "probe again")
-    if value == 0 and "_per_" in where.rsplit(".", 1)[-1]:
+    if value == 0 and "_per_s" in where.rsplit(".", 1)[-1]:
         raise BadInput(f"{where}=0: a rate must be positive", "probe again")
     if hint is int:
         if int(value) != value:
