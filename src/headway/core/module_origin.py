@@ -1,0 +1,91 @@
+"""Where a module comes from, so that a saved one can be built again.
+
+Written `packaged:NAME`, `timm:NAME`, `python:MODULE:FUNCTION`, or `module` for one its user brings.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from headway.core.errors import BadInput, Lacking
+from headway.core.packaged import PACKAGED
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from headway.core.module_model import ModuleModel
+
+OriginKind = Literal["packaged", "timm", "python", "module"]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """`module` stands for a network that the caller built and must bring again."""
+
+    kind: OriginKind
+    name: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.name}" if self.name else self.kind
+
+    @classmethod
+    def parse(cls, text: str) -> Origin:
+        """`packaged:minilm-l6`, `timm:resnet18`, `python:my.models:small`, `module`; anything else is `BadInput`."""
+        kind, _, name = text.partition(":")
+        module, _, function = name.partition(":")
+        good = {
+            "packaged": name in PACKAGED,
+            "timm": name.replace("_", "").replace(".", "").isalnum(),
+            "python": all(part.isidentifier() for part in (*module.split("."), function)),
+            "module": text == "module",
+        }
+        if not good.get(kind, False):
+            raise BadInput(
+                f"{text!r} does not say how a module is built",
+                f"write packaged:NAME ({', '.join(PACKAGED)}), timm:NAME or python:MODULE:FUNCTION",
+            )
+        return cls(cast(OriginKind, kind), name)
+
+
+def packaged_folder(model: str, package: str) -> Path:
+    """The folder of an installed package that carries a model, found without importing it.
+
+    Raises `Lacking` with the command that installs it.
+    """
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise Lacking(f"{model}: the Python package {package!r} is not installed", f"run: {PACKAGED[model].install}")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def empty_packaged(name: str) -> ModuleModel:
+    """The packaged model with untrained weights, for which its package need not be installed."""
+    if name not in PACKAGED:
+        raise BadInput(f"no packaged model {name!r}", f"packaged models are: {', '.join(PACKAGED)}")
+    module, _, function = PACKAGED[name].loader.partition(":")
+    return cast("ModuleModel", getattr(importlib.import_module(module), function)(pretrained=False))
+
+
+def build_timm(name: str) -> nn.Module:
+    """A network of the `timm` library with untrained weights; nothing is fetched."""
+    try:
+        timm = importlib.import_module("timm")
+    except ImportError as error:
+        raise Lacking(f"timm:{name} needs the Python package 'timm' ({error})", "run: pip install timm") from None
+    if name not in timm.list_models():
+        raise BadInput(f"timm has no model {name!r}", "see timm.list_models()")
+    return cast("nn.Module", timm.create_model(name, pretrained=False))
+
+
+def build_python(name: str) -> Any:
+    """Run the user's own `MODULE:FUNCTION` without arguments; whoever calls this has been asked to."""
+    module, _, function = name.partition(":")
+    try:
+        made = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise BadInput(f"python:{name}: {error}", "check the module's name, its function and PYTHONPATH") from error
+    return made()

@@ -1,0 +1,140 @@
+"""What a `ModuleModel` is asked and how its answers are judged: inputs in three disjoint splits, and an agreement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from headway.core.errors import BadInput
+from headway.core.model import Task
+
+Inputs = tuple[Any, ...]
+Scores = npt.NDArray[np.float64]
+"""One number per item of a batch, 1 where the answers are the same."""
+Agreement = Callable[[Any, Any], Scores]
+"""(output of the original, output of the candidate) -> scores."""
+
+
+@dataclass(frozen=True)
+class ModuleWorkload:
+    """Each piece of a split is one tuple of arguments. `calibration` is never scored, `heldout` never searched on."""
+
+    calibration: tuple[Inputs, ...]
+    search: tuple[Inputs, ...]
+    heldout: tuple[Inputs, ...]
+    agreement: Agreement
+    metric: str
+    """What a score is, e.g. `top-1 agreement`."""
+    loss: Callable[[Any, Any], Tensor]
+    """(output of the original, output of a candidate) -> a differentiable scalar that grows as they part."""
+
+
+def tensors_in(output: Any) -> Iterator[Tensor]:
+    """The floating-point tensors in whatever a module returned, in order."""
+    if isinstance(output, Tensor):
+        if output.is_floating_point():
+            yield output
+    elif isinstance(output, Mapping):
+        for value in output.values():
+            yield from tensors_in(value)
+    elif is_dataclass(output) and not isinstance(output, type):
+        for field in fields(output):
+            yield from tensors_in(getattr(output, field.name))
+    elif isinstance(output, Sequence) and not isinstance(output, str):
+        for value in output:
+            yield from tensors_in(value)
+
+
+def first_tensor(output: Any) -> Tensor:
+    """The first floating-point tensor of an output; raises `BadInput` when there is none."""
+    for tensor in tensors_in(output):
+        return tensor
+    raise BadInput("the module returns no floating-point tensor", "give a quality function: --quality module:function")
+
+
+def top1_agreement(original: Any, candidate: Any) -> Scores:
+    """1 where both choose the same class: logits (..., classes) -> one score per row."""
+    a, b = first_tensor(original), first_tensor(candidate)
+    same = (a.argmax(-1) == b.argmax(-1)) & torch.isfinite(b).all(-1)
+    return same.reshape(-1).cpu().numpy().astype(np.float64)
+
+
+def cosine(original: Any, candidate: Any) -> Scores:
+    """Cosine of each row with the original's: embeddings (..., width) -> one score per row; 0 where not finite."""
+    a, b = first_tensor(original).double(), first_tensor(candidate).double()
+    return _scores(torch.nn.functional.cosine_similarity(a, b, dim=-1).reshape(-1))
+
+
+def closeness(original: Any, candidate: Any) -> Scores:
+    """1 - relative error, at least 0: `1 - |b - a| / |a|` over everything returned for one item (first axis)."""
+    a, b = _rows(original), _rows(candidate)
+    scale = a.norm(dim=1)
+    error = (b - a).norm(dim=1)
+    relative = torch.where(scale > 0, error / scale.clamp_min(1e-300), (error > 0).double())
+    return _scores((1.0 - relative).clamp_min(0.0))
+
+
+def agreement_for(task: Task) -> tuple[Agreement, str]:
+    """The agreement of a task, and its name."""
+    known: dict[str, tuple[Agreement, str]] = {
+        "classification": (top1_agreement, "top-1 agreement"),
+        "embedding": (cosine, "mean cosine"),
+    }
+    return known.get(task, (closeness, "1 - relative error"))
+
+
+def parting(original: Any, candidate: Any) -> Tensor:
+    """Mean squared error of all outputs over their mean square: the default `loss`."""
+    a, b = _rows(original), _rows(candidate)
+    return ((b - a.detach()).square().sum() / a.square().sum().clamp_min(1e-30)).float()
+
+
+def divergence(original: Any, candidate: Any) -> Tensor:
+    """KL divergence of the candidate's classes from the original's, mean over rows."""
+    a, b = first_tensor(original).detach().log_softmax(-1), first_tensor(candidate).log_softmax(-1)
+    return (a.exp() * (a - b)).sum(-1).mean()
+
+
+def workload_from(
+    inputs: Sequence[Inputs], task: Task = "module", agreement: Agreement | None = None
+) -> ModuleWorkload:
+    """A workload from a user's own inputs: of every five, one calibrates, one is searched on, three are held out.
+
+    Raises `BadInput` for fewer than three inputs, which three disjoint splits need.
+    """
+    if len(inputs) < 3:
+        raise BadInput(
+            f"{len(inputs)} inputs cannot be split for calibration, search and proof", "give at least 3, better 50"
+        )
+    default, metric = agreement_for(task)
+    parts = [tuple(inputs[start::5]) for start in range(5)]
+    return ModuleWorkload(
+        calibration=parts[0],
+        search=parts[1],
+        heldout=parts[2] + parts[3] + parts[4],
+        agreement=agreement or default,
+        metric=metric if agreement is None else getattr(agreement, "__name__", "agreement"),
+        loss=divergence if task == "classification" else parting,
+    )
+
+
+def _rows(output: Any) -> Tensor:
+    """(items, values) float64: everything returned, one row per index of the first axis (one row, if they differ)."""
+    tensors = list(tensors_in(output))
+    if not tensors:
+        raise BadInput(
+            "the module returns no floating-point tensor", "give a quality function: --quality module:function"
+        )
+    items = {t.shape[0] if t.dim() > 0 else 1 for t in tensors}
+    count = items.pop() if len(items) == 1 else 1
+    return torch.cat([t.double().reshape(count, -1) if count else t.double().reshape(0, 0) for t in tensors], 1)
+
+
+def _scores(values: Tensor) -> Scores:
+    return torch.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0).cpu().numpy().astype(np.float64)

@@ -1,0 +1,86 @@
+"""How a module's answers are judged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from headway.core.errors import BadInput
+from headway.core.module_workload import (
+    agreement_for,
+    closeness,
+    cosine,
+    divergence,
+    first_tensor,
+    parting,
+    tensors_in,
+    top1_agreement,
+    workload_from,
+)
+
+
+@dataclass
+class Output:
+    """As Hugging Face models return."""
+
+    ids: torch.Tensor
+    logits: torch.Tensor
+    rest: tuple[torch.Tensor, ...]
+
+
+def test_tensors_are_found_in_whatever_a_module_returns() -> None:
+    a, b, c = torch.ones(2, 3), torch.zeros(2), torch.full((2, 1), 2.0)
+    output = {"x": Output(torch.tensor([1]), a, (b,)), "y": [c, None, "text", 3]}
+    assert [tensor is known for tensor, known in zip(tensors_in(output), (a, b, c), strict=True)] == [True] * 3
+    with pytest.raises(BadInput, match="no floating-point tensor"):
+        first_tensor(torch.tensor([1]))
+    with pytest.raises(BadInput, match="no floating-point tensor"):
+        closeness("a", "b")
+
+
+def test_top1_counts_rows_that_choose_the_same_class_and_no_broken_one() -> None:
+    a = torch.tensor([[1.0, 2.0], [2.0, 1.0], [0.0, 1.0]])
+    b = torch.tensor([[0.0, 9.0], [1.0, 2.0], [float("nan"), 1.0]])
+    assert top1_agreement(a, b).tolist() == [1.0, 0.0, 0.0]
+
+
+def test_cosine_ignores_length_and_closeness_does_not() -> None:
+    a = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
+    np.testing.assert_allclose(cosine(a, 3 * a), 1.0, atol=1e-12)
+    np.testing.assert_allclose(closeness(a, 0.9 * a), 0.9, atol=1e-6)
+    assert closeness(a, -a).tolist() == [0.0] * 5
+    assert closeness(torch.zeros(2, 2), torch.tensor([[0.0, 0.0], [0.0, 1e-9]])).tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("judge", [cosine, closeness, top1_agreement])
+def test_identical_is_one_and_not_finite_is_zero(judge: object) -> None:
+    a = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
+    broken = torch.full_like(a, float("nan"))
+    np.testing.assert_allclose(judge(a, a), 1.0, atol=1e-12)  # type: ignore[operator]
+    assert judge(a, broken).tolist() == [0.0] * 3  # type: ignore[operator]
+
+
+def test_losses_are_zero_at_the_original_and_grow_away_from_it() -> None:
+    a = torch.randn(3, 4, generator=torch.Generator().manual_seed(2))
+    step = torch.randn(3, 4, generator=torch.Generator().manual_seed(3))
+    for loss in (parting, divergence):
+        near, far = (a + 0.01 * step).requires_grad_(), a + 0.1 * step
+        assert abs(float(loss(a, a))) < 1e-6
+        assert 0 < float(loss(a, near).detach()) < float(loss(a, far))
+        loss(a, near).backward()
+        assert near.grad is not None and near.grad.abs().sum() > 0
+
+
+def test_a_users_inputs_are_split_without_overlap_and_all_used() -> None:
+    inputs = [(torch.tensor([float(i)]),) for i in range(11)]
+    workload = workload_from(inputs, "classification")
+    splits = (workload.calibration, workload.search, workload.heldout)
+    assert [len(split) for split in splits] == [3, 2, 6]
+    assert sorted(float(piece[0]) for split in splits for piece in split) == [float(i) for i in range(11)]
+    assert workload.metric == agreement_for("classification")[1]
+    assert all(len(split) == 1 for split in (lambda w: (w.calibration, w.search, w.heldout))(workload_from(inputs[:3])))
+    with pytest.raises(BadInput, match="2 inputs cannot be split"):
+        workload_from(inputs[:2])
