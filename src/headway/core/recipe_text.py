@@ -101,7 +101,11 @@ class _Reader:
         raise self.fail("expected a value", _VALUES, at)
 
     def list(self, depth: int) -> list[Any]:
-        values = []
+        values: list[Any] = []
+        self.skip_space()
+        if self.text[self.at : self.at + 1] == "]":
+            self.at += 1
+            return values
         while True:
             values.append(self.value(depth + 1))
             _, mark, at = self.take()

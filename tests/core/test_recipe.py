@@ -1,0 +1,82 @@
+"""Recipes: both written forms give the same steps back, and errors point at the character."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headway.core.errors import BadInput
+from headway.core.recipe import Recipe, Step
+
+WORDS = st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True).filter(lambda word: word not in ("true", "false", "name"))
+TEXT = st.text(st.characters(codec="ascii", categories=("L", "N"), include_characters="*.[]{}-_ "), max_size=12)
+SCALARS = st.one_of(st.booleans(), st.integers(-(2**40), 2**40), st.floats(-1e6, 1e6), TEXT)
+STEPS = st.builds(
+    Step,
+    st.from_regex(r"[a-z0-9][a-z0-9-]{0,12}", fullmatch=True),
+    st.dictionaries(WORDS, st.one_of(SCALARS, st.lists(TEXT, max_size=3)), max_size=4),
+)
+
+
+@given(st.lists(STEPS, max_size=5))
+def test_both_written_forms_give_the_recipe_back(steps: list[Step]) -> None:
+    recipe = Recipe(tuple(steps))
+    assert Recipe.parse(str(recipe)) == recipe
+    assert Recipe.parse_toml(recipe.to_toml()) == recipe
+    assert Recipe.from_json(recipe.as_json()) == recipe
+
+
+def test_the_line_of_the_contract_is_read() -> None:
+    recipe = Recipe.parse('lut-gemm(bits=3, only="*.mlp.*") + zipcache(salient_ratio=0.4) + sarathi-serve')
+    assert recipe.as_json() == [
+        {"system": "lut-gemm", "settings": {"bits": 3, "only": "*.mlp.*"}},
+        {"system": "zipcache", "settings": {"salient_ratio": 0.4}},
+        {"system": "sarathi-serve", "settings": {}},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "column", "word"),
+    [
+        ("lut-gemm(bits=", 15, "cannot read on"),
+        ("a + ", 5, "system's name"),
+        ("Upper(b=1)", 1, "system's name"),
+        ("a(b=1 c=2)", 7, "','"),
+        ("a(b=1,b=2)", 7, "twice"),
+        ("a(b=[1", 7, "cannot read on"),
+        ("a(b=1) c", 8, "'+'"),
+        ("a(1)", 3, "setting's name"),
+        ("a(b)", 4, "'='"),
+    ],
+)
+def test_an_error_points_at_the_character(text: str, column: int, word: str) -> None:
+    with pytest.raises(BadInput, match=f"character {column}:") as caught:
+        Recipe.parse(text)
+    assert word in str(caught.value)
+    assert caught.value.mend
+
+
+@given(st.text(max_size=40))
+def test_any_text_is_read_or_refused_with_a_mend(text: str) -> None:
+    try:
+        Recipe.parse(text)
+    except BadInput as error:
+        assert error.mend
+
+
+@pytest.mark.parametrize("text", ["system = 3", "[[other]]", "[[system]]\nbits = 3", "= =", "a" * 300, "system = [1]"])
+def test_a_bad_file_is_refused_naming_the_file(text: str) -> None:
+    with pytest.raises(BadInput, match=r"here\.toml"):
+        Recipe.parse_toml(text, "here.toml")
+
+
+def test_a_recipe_is_read_from_a_file_or_folder_or_in_place(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    recipe = Recipe.parse("lut-gemm(bits=2)")
+    (tmp_path / "recipe.toml").write_text(recipe.to_toml())
+    assert Recipe.read(tmp_path / "recipe.toml") == Recipe.read(tmp_path) == Recipe.read("lut-gemm(bits=2)") == recipe
+    with pytest.raises(BadInput, match="no recipe file"):
+        Recipe.read("missing.toml")
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(BadInput, match="UTF-8"):
+        Recipe.read(tmp_path / "binary.toml")
