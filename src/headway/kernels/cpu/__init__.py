@@ -111,22 +111,38 @@ def pack_int4(
 ) -> NativeWeight:
     """W = scales * (codes - zero) + minima. Codes (out, in) in 0..15; scales and minima (out, ceil(in / group)).
 
-    `group`: 16, a multiple of 32, or >= in for one group per row. Scales and minima are kept in float16 where that
-    changes no bit, else in float32. ValueError for anything else.
+    `group`: a multiple of 16, or >= in for one group per row; `unpack` of groups that are no multiple of 32 gives
+    groups of 16. Scales and minima are kept in float16 where that changes no bit, else in float32. ValueError for
+    anything else.
     """
     return _pack_int(codes, scales, minima, group, 4, zero)
 
 
 def pack_int8(
-    codes: U8, scales: npt.NDArray[Any], minima: npt.NDArray[Any] | None, group: int, zero: int = 0
+    codes: npt.NDArray[np.uint8 | np.int8],
+    scales: npt.NDArray[Any],
+    minima: npt.NDArray[Any] | None,
+    group: int,
+    zero: int = 0,
 ) -> NativeWeight:
-    """As `pack_int4`, with codes in 0..255; signed codes c are given as c + 128 with zero=128."""
+    """As `pack_int4`, with uint8 codes 0..255, or int8 codes -128..127 (then `zero` is 0; `unpack` gives code + 128)."""
+    if codes.dtype == np.int8:
+        codes, zero = codes.view(np.uint8) ^ np.uint8(128), zero + 128
     return _pack_int(codes, scales, minima, group, 8, zero)
 
 
 def _pack_int(
-    codes: U8, scales: npt.NDArray[Any], minima: npt.NDArray[Any] | None, group: int, bits: int, zero: int
+    codes: npt.NDArray[Any],
+    scales: npt.NDArray[Any],
+    minima: npt.NDArray[Any] | None,
+    group: int,
+    bits: int,
+    zero: int,
 ) -> NativeWeight:
-    low = None if minima is None else np.ascontiguousarray(minima, dtype=np.float32)
-    wide = np.ascontiguousarray(scales, dtype=np.float32)
+    grids = [None if grid is None else np.asarray(grid, np.float32) for grid in (scales, minima)]
+    columns = codes.shape[1]
+    if group > 32 and group % 32 == 16 and group < columns:
+        grids = [None if g is None else np.repeat(g, group // 16, axis=1)[:, : -(-columns // 16)] for g in grids]
+        group = 16
+    wide, low = (None if grid is None else np.ascontiguousarray(grid) for grid in grids)
     return _cpu.pack_int(np.ascontiguousarray(codes), wide, low, group, bits, zero)  # type: ignore[no-any-return]

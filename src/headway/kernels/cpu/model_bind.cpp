@@ -1,0 +1,149 @@
+// Python's view of the whole-model step: Model, Sequence.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+
+#include <string>
+
+#include "bindings.h"
+#include "model.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace headway {
+namespace {
+
+using Floats = nb::ndarray<const float, nb::numpy, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Tokens = nb::ndarray<const int32_t, nb::numpy, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+[[noreturn]] void refuse(const std::string& what) { throw nb::value_error(what.c_str()); }
+
+nb::object item(const nb::dict& d, const char* key) {
+  if (!d.contains(key)) refuse(std::string("model description lacks '") + key + "'");
+  return d[key];
+}
+template <class T> T number(const nb::dict& d, const char* key) { return nb::cast<T>(item(d, key)); }
+
+Vector vector(const nb::dict& d, const char* key, int64_t length, bool optional) {
+  if (optional && !d.contains(key)) return {};
+  const auto a = nb::cast<Floats>(item(d, key));
+  if (int64_t(a.shape(0)) != length)
+    refuse(std::string(key) + " has " + std::to_string(a.shape(0)) + " numbers, not " + std::to_string(length));
+  return {a.data(), a.data() + a.shape(0)};
+}
+
+WeightPtr weight(const nb::dict& d, const char* key, int64_t out, int64_t in) {
+  const WeightPtr w = nb::cast<NativeWeight>(item(d, key)).weight;
+  if (w->out() != out || w->in() != in)
+    refuse(std::string(key) + " is " + std::to_string(w->out()) + "x" + std::to_string(w->in()) + ", not " +
+           std::to_string(out) + "x" + std::to_string(in));
+  return w;
+}
+
+std::shared_ptr<Model> make(const nb::dict& d) {
+  ModelConfig c;
+  c.vocab = number<int64_t>(d, "vocab");
+  c.d_model = number<int64_t>(d, "d_model");
+  c.ffn = number<int64_t>(d, "ffn");
+  c.heads = number<int64_t>(d, "heads");
+  c.kv_heads = number<int64_t>(d, "kv_heads");
+  c.head_dim = number<int64_t>(d, "head_dim");
+  for (int64_t n : {c.vocab, c.d_model, c.ffn, c.heads, c.kv_heads, c.head_dim})
+    if (n < 1 || n > 1 << 24) refuse("a size of the model lies outside 1..2^24");
+  if (c.heads % c.kv_heads || c.head_dim % 2) refuse("heads must divide by kv_heads, head_dim by 2");
+  c.norm_eps = number<float>(d, "norm_eps");
+  c.query_scale = number<float>(d, "query_scale");
+  c.embedding_scale = number<float>(d, "embedding_scale");
+  c.attention_softcap = number<float>(d, "attention_softcap");
+  c.final_softcap = number<float>(d, "final_softcap");
+  c.activation = number<int>(d, "activation");
+  c.half_kv = number<bool>(d, "half_kv");
+  c.exact = number<bool>(d, "exact");
+  const int64_t qs = c.heads * c.head_dim, ks = c.kv_heads * c.head_dim;
+  std::vector<LayerWeights> layers;
+  std::vector<RopeTable> ropes;
+  for (const nb::handle handle : nb::cast<nb::list>(item(d, "layers"))) {
+    const auto l = nb::cast<nb::dict>(handle);
+    LayerWeights w;
+    w.q = weight(l, "q", qs, c.d_model);
+    w.k = weight(l, "k", ks, c.d_model);
+    w.v = weight(l, "v", ks, c.d_model);
+    w.o = weight(l, "o", c.d_model, qs);
+    w.gate = weight(l, "gate", c.ffn, c.d_model);
+    w.up = weight(l, "up", c.ffn, c.d_model);
+    w.down = weight(l, "down", c.d_model, c.ffn);
+    w.attention_norm = vector(l, "attention_norm", c.d_model, false);
+    w.mlp_norm = vector(l, "mlp_norm", c.d_model, false);
+    w.q_bias = vector(l, "q_bias", qs, true);
+    w.k_bias = vector(l, "k_bias", ks, true);
+    w.v_bias = vector(l, "v_bias", ks, true);
+    w.q_norm = vector(l, "q_norm", c.head_dim, true);
+    w.k_norm = vector(l, "k_norm", c.head_dim, true);
+    w.post_attention_norm = vector(l, "post_attention_norm", c.d_model, true);
+    w.post_mlp_norm = vector(l, "post_mlp_norm", c.d_model, true);
+    w.window = number<int64_t>(l, "window");
+    if (w.window < 0 || w.window > INT32_MAX) refuse("window lies outside 0..2^31");
+    Vector frequencies = vector(l, "frequencies", c.head_dim / 2, false);
+    const auto factor = number<float>(l, "rope_factor");
+    size_t at = 0;
+    while (at < ropes.size() && !ropes[at].same(frequencies, factor)) ++at;
+    if (at == ropes.size()) ropes.emplace_back(std::move(frequencies), factor);
+    w.rope = int(at);
+    layers.push_back(std::move(w));
+  }
+  if (layers.empty()) refuse("the model has no layers");
+  return std::make_shared<Model>(c, std::move(layers), std::move(ropes), vector(d, "final_norm", c.d_model, false),
+                                 weight(d, "embedding", c.vocab, c.d_model), weight(d, "head", c.vocab, c.d_model));
+}
+
+// sequences[i] is fed tokens[offsets[i] : offsets[i + 1]].
+nb::object step(Model& model, const nb::list& sequences, const Tokens& tokens, const Tokens& offsets, bool every,
+                int threads) {
+  const size_t n = sequences.size();
+  if (n == 0 || offsets.shape(0) != n + 1) refuse("give one offset more than sequences, and at least one sequence");
+  const int32_t* bounds = offsets.data();
+  std::vector<Part> parts;
+  int64_t rows = 0;
+  for (size_t i = 0; i < n; ++i) {
+    auto* sequence = nb::cast<Sequence*>(sequences[i]);
+    const int64_t count = int64_t(bounds[i + 1]) - bounds[i];
+    if (bounds[i] < 0 || count < 1 || bounds[i + 1] > int64_t(tokens.shape(0)))
+      refuse("offsets must rise from 0 to the number of tokens");
+    if (&sequence->layout() != model.kv_layout().get()) refuse("a sequence belongs to another model");
+    if (sequence->length() + count > INT32_MAX) refuse("a sequence would exceed 2^31 tokens");
+    for (const Part& part : parts)
+      if (part.sequence == sequence) refuse("a sequence occurs twice in one step");
+    for (int64_t t = bounds[i]; t < bounds[i + 1]; ++t)
+      if (tokens.data()[t] < 0 || tokens.data()[t] >= model.config().vocab) refuse("a token lies outside the vocabulary");
+    parts.push_back({sequence, tokens.data() + bounds[i], count});
+    rows += every ? count : 1;
+  }
+  const auto vocab = size_t(model.config().vocab);
+  auto* logits = new float[size_t(rows) * vocab];
+  nb::capsule owner(logits, [](void* p) noexcept { delete[] static_cast<float*>(p); });
+  {
+    const nb::gil_scoped_release release;
+    model.step(parts, every, logits, threads);
+  }
+  return nb::cast(nb::ndarray<nb::numpy, float>(logits, {size_t(rows), vocab}, owner));
+}
+
+void bind(nb::module_& m) {
+  nb::class_<Sequence>(m, "Sequence")
+      .def_prop_ro("length", &Sequence::length)
+      .def_prop_ro("nbytes", &Sequence::bytes)
+      .def("truncate", &Sequence::truncate, "length"_a)
+      .def("trim", &Sequence::trim);
+  nb::class_<Model>(m, "Model")
+      .def_prop_ro("weight_bytes", &Model::weight_bytes)
+      .def("sequence", &Model::sequence)
+      .def("step", &step, "sequences"_a, "tokens"_a, "offsets"_a, "every"_a = false, "threads"_a = 0);
+  m.def("make_model", &make, "description"_a);
+}
+
+const Binding binding(bind);
+
+}  // namespace
+}  // namespace headway

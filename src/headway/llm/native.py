@@ -1,0 +1,162 @@
+"""`NativeRuntime`: the whole-model step in native code; Python is crossed once per step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from headway.core.errors import BadInput
+from headway.core.weight import Weight
+from headway.kernels.cpu import _cpu
+from headway.llm.families.base import F32, Architecture
+from headway.llm.runtime import I64
+
+KVType = Literal["f16", "f32"]
+
+_MATRICES = {
+    "q": "attention.q",
+    "k": "attention.k",
+    "v": "attention.v",
+    "o": "attention.o",
+    "gate": "mlp.gate",
+    "up": "mlp.up",
+    "down": "mlp.down",
+}
+_VECTORS = {
+    "attention_norm": "attention_norm.weight",
+    "mlp_norm": "mlp_norm.weight",
+    "q_bias": "attention.q.bias",
+    "k_bias": "attention.k.bias",
+    "v_bias": "attention.v.bias",
+    "q_norm": "attention.q_norm.weight",
+    "k_norm": "attention.k_norm.weight",
+    "post_attention_norm": "post_attention_norm.weight",
+    "post_mlp_norm": "post_mlp_norm.weight",
+}
+
+
+def describe(
+    arch: Architecture,
+    weights: Mapping[str, Weight],
+    vectors: Mapping[str, F32],
+    *,
+    kv: KVType = "f16",
+    exact: bool = False,
+) -> dict[str, Any]:
+    """The plain-data description that native code builds its model from."""
+    layers = []
+    for index, layer in enumerate(arch.layers):
+        at = f"layers.{index}"
+        entry: dict[str, Any] = {key: weights[f"{at}.{site}"].native() for key, site in _MATRICES.items()}
+        for key, name in _VECTORS.items():
+            if f"{at}.{name}" in arch.vectors:
+                entry[key] = np.ascontiguousarray(vectors[f"{at}.{name}"], np.float32)
+        entry["window"] = layer.window
+        entry["frequencies"] = layer.rope.inverse_frequencies(arch.head_dim)
+        entry["rope_factor"] = layer.rope.attention_factor
+        layers.append(entry)
+    return {
+        "vocab": arch.vocab,
+        "d_model": arch.d_model,
+        "ffn": arch.ffn,
+        "heads": arch.heads,
+        "kv_heads": arch.kv_heads,
+        "head_dim": arch.head_dim,
+        "norm_eps": arch.norm_eps,
+        "query_scale": arch.query_scale,
+        "embedding_scale": arch.embedding_scale,
+        "attention_softcap": arch.attention_softcap,
+        "final_softcap": arch.final_softcap,
+        "activation": 0 if arch.activation == "silu" else 1,
+        "half_kv": kv == "f16",
+        "exact": exact,
+        "layers": layers,
+        "final_norm": np.ascontiguousarray(vectors["final_norm.weight"], np.float32),
+        "embedding": weights[arch.embedding_site].native(),
+        "head": weights["head"].native(),
+    }
+
+
+class NativeSession:
+    """One sequence and its pages of keys and values. Not safe for two threads at once."""
+
+    def __init__(self, runtime: NativeRuntime, capacity: int) -> None:
+        self._runtime = runtime
+        self.sequence = runtime.model.sequence()
+        self.capacity = capacity
+
+    @property
+    def length(self) -> int:
+        """Tokens fed so far."""
+        return self.sequence.length  # type: ignore[no-any-return]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its keys and values."""
+        return self.sequence.nbytes  # type: ignore[no-any-return]
+
+    def feed(self, tokens: I64, every: bool = False) -> F32:
+        """Append tokens -> logits float32 of the last, (vocab,), or of every one, (n, vocab)."""
+        logits = self._runtime.step((self,), (tokens,), every)
+        return logits if every else logits[0]
+
+    def rewind(self, length: int) -> None:
+        """Forget every token after the first `length`; BadInput if there are fewer, or `trim` let them go."""
+        if not self.sequence.truncate(length):
+            raise BadInput(
+                f"cannot rewind a sequence of {self.length} tokens to {length}", "start a new sequence instead"
+            )
+
+    def trim(self) -> None:
+        """Free the pages that no later token sees (layers with a window); a long rewind is then refused."""
+        self.sequence.trim()
+
+
+class NativeRuntime:
+    """Runs the network of `Architecture` over packed weights. Safe for several threads; steps take turns.
+
+    A sequence gives the same logits, bit for bit, for every number of threads, alone or in a batch, however its
+    tokens are cut into steps. `exact=True` multiplies float32 activations with the exact weights everywhere (the
+    path that is held to the readable torch network); otherwise each weight form's own kernel runs.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        weights: Mapping[str, Weight],
+        vectors: Mapping[str, F32],
+        *,
+        kv: KVType = "f16",
+        exact: bool = False,
+        threads: int = 0,
+    ) -> None:
+        """`threads` 0: as set for the process. Raises ValueError when a shape does not fit the architecture."""
+        self.architecture = architecture
+        self.threads = threads
+        self.model = _cpu.make_model(describe(architecture, weights, vectors, kv=kv, exact=exact))
+
+    @property
+    def weight_bytes(self) -> int:
+        """Packed bytes that one decoded token reads."""
+        return self.model.weight_bytes  # type: ignore[no-any-return]
+
+    def begin(self, capacity: int = 0) -> NativeSession:
+        """A new sequence. Pages are taken as it grows; `capacity` is only remembered."""
+        return NativeSession(self, capacity)
+
+    def step(self, sessions: Sequence[NativeSession], tokens: Sequence[I64], every: bool = False) -> F32:
+        """Feed each session its tokens (n >= 1 each) in one crossing.
+
+        Returns logits float32 (rows, vocab): the last token's of each session, or every token's, in order. MemoryError
+        leaves every session as it was.
+        """
+        if len(tokens) == 1:
+            flat = np.asarray(tokens[0], np.int32)
+            offsets = np.array((0, flat.shape[0]), np.int32)
+        else:
+            flat = np.concatenate(tokens).astype(np.int32)
+            offsets = np.cumsum([0, *(len(part) for part in tokens)], dtype=np.int32)
+        sequences = [session.sequence for session in sessions]
+        return self.model.step(sequences, np.ascontiguousarray(flat), offsets, every, self.threads)  # type: ignore[no-any-return]
