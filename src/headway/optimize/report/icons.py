@@ -49,7 +49,8 @@ MARKS = {
         'fill="var(--bad)"/>'
     ),
     "none": _mark(
-        '<path d="M0 7H14" stroke="var(--muted)" stroke-width="2.4"/><path d="M7 2L12 7L7 12L2 7Z" fill="var(--muted)"/>'
+        '<path d="M0 7H14" stroke="var(--muted)" stroke-width="2.4"/>'
+        '<path d="M7 2L12 7L7 12L2 7Z" fill="var(--muted)"/>'
     ),
     "arm-baseline": _mark('<rect y="2" width="14" height="10" rx="3" fill="var(--base)"/>'),
     "arm-again": _mark('<rect y="2" width="14" height="10" rx="3" fill="var(--again)"/>'),

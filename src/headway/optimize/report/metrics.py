@@ -63,13 +63,17 @@ _STEPS: dict[str, tuple[tuple[str, float], ...]] = {
     "energy": (("J", 1.0), ("mJ", 1e-3)),
 }
 
-_FASTER = {"better": "faster", "worse": "slower"}
+
+def _time(key: str, label: str, per: str = "") -> Metric:
+    return Metric(key, label, "time", per=per, better="faster", worse="slower")
+
+
 METRICS: dict[str, Metric] = {
     metric.key: metric
     for metric in (
-        Metric("tpot_s", "Latency per token", "time", per="token", **_FASTER),
-        Metric("latency_s", "Latency", "time", **_FASTER),
-        Metric("ttft_s", "Time to first token", "time", **_FASTER),
+        _time("tpot_s", "Latency per token", per="token"),
+        _time("latency_s", "Latency"),
+        _time("ttft_s", "Time to first token"),
         Metric("throughput_tok_s", "Throughput, tokens/s", "rate", lower_is_better=False, better="more", worse="less"),
         Metric("throughput_per_s", "Throughput, items/s", "rate", lower_is_better=False, better="more", worse="less"),
         Metric("size_bytes", "Size", "bytes"),
@@ -88,7 +92,7 @@ def metric(key: str) -> Metric:
         return METRICS[key]
     label = key.replace("_", " ")
     if key.endswith("_s") and not key.endswith("per_s"):
-        return Metric(key, label.removesuffix(" s"), "time", **_FASTER)
+        return _time(key, label.removesuffix(" s"))
     if key.endswith("_bytes"):
         return Metric(key, label.removesuffix(" bytes"), "bytes")
     return Metric(key, label, "share")

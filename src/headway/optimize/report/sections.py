@@ -2,103 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-
 from headway.optimize.report import icons
 from headway.optimize.report.charts import (
     accuracy_axes,
     axes,
     bits_summary,
     floor_text,
-    limit_label,
     prediction_error,
     ratio_text,
     role_words,
     sample_groups,
     spread,
 )
+from headway.optimize.report.hero import hero
 from headway.optimize.report.markup import Child, Markup, render, tag
 from headway.optimize.report.metrics import metric, percent
-from headway.optimize.report.run import Limit, Run, Shown
-from headway.optimize.report.words import change, headline, ratio_words, standing, verdict
+from headway.optimize.report.parts import card, chart, code, facts, legend, segments, table, tickbox
+from headway.optimize.report.run import Run, Shown
+from headway.optimize.report.words import ratio_words
 
 NOTHING = Markup("")
-
-
-def hero(run: Run, heading: str = "h1") -> Markup:
-    """The verdict first: met or not, by how much."""
-    kind = {True: "yes", False: "no", None: ""}[run.met]
-    mark = {True: icons.CHECK, False: icons.CROSS, None: icons.DOT}[run.met]
-    winner = run.find("winner")
-    return tag(
-        "section",
-        tag(heading, tag("span", mark, class_="mark"), headline(run)),
-        tag("p", verdict(run), class_="said"),
-        tag("p", tag("code", winner.recipe)) if winner is not None else None,
-        tag("ul", [_limit(limit) for limit in run.limits], class_="limits") if run.limits else None,
-        _tiles(run),
-        class_=f"card hero {kind}",
-        id=f"{run.id}-verdict",
-    )
-
-
-def _limit(limit: Limit) -> Markup:
-    what = metric(limit.metric)
-    here, bound, low, high = limit.here, limit.limit, 0.0, 0.0
-    if here is not None:
-        if what.kind == "share" and limit.op == ">=":
-            low = min(here, bound) - 2 * max(abs(here - bound), abs(1 - bound), 0.005)
-            high = max(1.0, here, bound)
-        else:
-            high = 1.12 * max(here, bound) or 1.0
-    place = (lambda value: 100 * (value - low) / (high - low)) if high > low else (lambda value: 0.0)
-    gauge = tag(
-        "div",
-        tag("i", style=f"width:{place(here):.1f}%") if here is not None else None,
-        tag("b", style=f"left:{place(bound):.1f}%") if here is not None else None,
-        class_="gauge",
-        aria_hidden="true",
-    )
-    return tag(
-        "li",
-        tag(
-            "div",
-            tag("span", what.label, class_="small muted"),
-            tag("span", _mark(limit.met), standing(limit), class_="state"),
-            class_="line",
-        ),
-        tag("div", what.write(here), class_="here num"),
-        gauge,
-        tag("div", f"limit: {limit_label(limit.metric, limit.op, bound)}", class_="small muted"),
-        class_=f"limit {'met' if limit.met else 'missed'}",
-    )
-
-
-def _mark(met: bool) -> str:
-    return "✓ " if met else "✗ "
-
-
-def _tiles(run: Run) -> Markup:
-    winner, baseline = run.find("winner"), run.find("baseline")
-    if winner is None:
-        return NOTHING
-    tiles = []
-    for key in run.metrics():
-        if key not in winner.measured:
-            continue
-        what = metric(key)
-        before = baseline.measured.get(key) if baseline else None
-        words = change(key, before, winner.measured[key])
-        aside = f"original {what.write(before)}" + (f" · {words}" if words else "") if before is not None else ""
-        tiles.append(
-            tag(
-                "div",
-                tag("dt", what.label),
-                tag("dd", what.write(winner.measured[key]), tag("small", aside)),
-                class_="tile",
-            )
-        )
-    return tag("dl", tiles, class_="tiles") if tiles else NOTHING
 
 
 def recipe(run: Run) -> Markup:
@@ -109,24 +32,15 @@ def recipe(run: Run) -> Markup:
     left: list[Child] = []
     right: list[Child] = []
     if run.recipe_toml:
-        left = [tag("h3", called), _code(f"{run.id}-toml", run.recipe_toml, "recipe.toml")]
+        left = [tag("h3", called), code(f"{run.id}-toml", run.recipe_toml, "recipe.toml")]
     if run.apply_command:
-        right += [tag("h3", "Apply it again, without a search"), _code(f"{run.id}-apply", run.apply_command)]
+        right += [tag("h3", "Apply it again, without a search"), code(f"{run.id}-apply", run.apply_command)]
     if run.command:
-        right += [tag("h3", "Redo the whole run"), _code(f"{run.id}-redo", run.command)]
+        right += [tag("h3", "Redo the whole run"), code(f"{run.id}-redo", run.command)]
     notes = tag("ul", [tag("li", note) for note in run.notes], class_="notes") if run.notes else None
     title = "Recipe, and how to redo it" if run.recipe_toml else "How to redo it"
-    return _card(
+    return card(
         run, "recipe", title, tag("div", tag("div", left) if left else None, tag("div", right), class_="pair"), notes
-    )
-
-
-def _code(identifier: str, text: str, label: str = "") -> Markup:
-    return tag(
-        "div",
-        tag("pre", tag("code", text.rstrip("\n"), id=identifier), tabindex="0", aria_label=label or "command"),
-        tag("button", "Copy", type="button", class_="plain", data_copy=identifier),
-        class_="code",
     )
 
 
@@ -136,11 +50,11 @@ def front(run: Run) -> Markup:
         return NOTHING
     plot: Child = None
     if "quality" in run.metrics() and axes(run):
-        controls = [_segments(run, "axis", "Horizontal axis", [(axis["key"], axis["label"]) for axis in axes(run)])]
+        controls = [segments(run, "axis", "Horizontal axis", [(axis["key"], axis["label"]) for axis in axes(run)])]
         if any(candidate.predicted for candidate in run.candidates):
-            controls.append(_check(run, "predicted", "predictions"))
+            controls.append(tickbox(run, "predicted", "predictions"))
         if any(limit.metric == "quality" for limit in run.limits):
-            controls.append(_check(run, "close", "only near the quality limit"))
+            controls.append(tickbox(run, "close", "only near the quality limit"))
         keys = [
             ("winner", "winner" if run.met is not False else "nearest"),
             ("baseline", "original"),
@@ -154,14 +68,14 @@ def front(run: Run) -> Markup:
         plot = tag(
             "figure",
             tag("div", controls, class_="controls"),
-            _plot(
+            chart(
                 run,
                 "front",
                 "Scatter of every measured recipe: cost against quality. The table below has the same data.",
             ),
-            _key(keys),
+            legend(keys),
         )
-    return _card(
+    return card(
         run,
         "front",
         "What was tried",
@@ -229,8 +143,8 @@ def measurements(run: Run) -> Markup:
     parts: list[Child] = [
         tag(
             "p",
-            "The arms ran interleaved in random order in one process, and the original ran twice: its ratio to itself is the "
-            "noise floor of this machine. A difference inside it is called none.",
+            "The arms ran interleaved in random order in one process, and the original ran twice: its ratio to itself "
+            "is the noise floor of this machine. A difference inside it is called none.",
             class_="small muted",
         )
     ]
@@ -269,12 +183,12 @@ def measurements(run: Run) -> Markup:
             tag("h3", "Ratios"),
             tag(
                 "figure",
-                _plot(
+                chart(
                     run,
                     "ratios",
-                    "Median paired ratios with 95% intervals, the noise floor behind each. The table below has the same data.",
+                    "Median paired ratios with 95% intervals, the noise floor behind each; also in the table below.",
                 ),
-                _key(
+                legend(
                     [
                         ("better", "better"),
                         ("worse", "worse"),
@@ -283,27 +197,27 @@ def measurements(run: Run) -> Markup:
                     ]
                 ),
             ),
-            _table(head, rows, "Ratios"),
+            table(head, rows, "Ratios"),
         ]
     groups = sample_groups(run)
     if groups:
         controls = (
-            [_segments(run, "metric", "Metric", [(group["metric"], group["label"]) for group in groups])]
+            [segments(run, "metric", "Metric", [(group["metric"], group["label"]) for group in groups])]
             if len(groups) > 1
             else []
         )
-        controls.append(_segments(run, "view", "View", [("spread", "spread"), ("order", "in order")]))
+        controls.append(segments(run, "view", "View", [("spread", "spread"), ("order", "in order")]))
         parts += [
             tag("h3", "Samples", style="margin-top:1.6rem"),
             tag(
                 "figure",
                 tag("div", controls, class_="controls"),
-                _plot(
+                chart(
                     run,
                     "samples",
                     "Every sample of every arm, with medians and quartiles. The table below has the medians.",
                 ),
-                _key(
+                legend(
                     [
                         ("arm-baseline", "original"),
                         ("arm-again", "original again (A against A)"),
@@ -313,7 +227,7 @@ def measurements(run: Run) -> Markup:
             ),
             _samples_table(run),
         ]
-    return _card(run, "measurements", "How sure that is", *parts)
+    return card(run, "measurements", "How sure that is", *parts)
 
 
 def _samples_table(run: Run) -> Markup:
@@ -340,7 +254,7 @@ def _samples_table(run: Run) -> Markup:
                     [tag("td", one, class_="right") for one in numbers],
                 )
             )
-    return tag("details", tag("summary", "Medians and quartiles"), _table(head, rows, "Samples"))
+    return tag("details", tag("summary", "Medians and quartiles"), table(head, rows, "Samples"))
 
 
 def bits(run: Run) -> Markup:
@@ -361,21 +275,22 @@ def bits(run: Run) -> Markup:
     ]
     mean = 8 * whole / weights if weights else 0.0
     classes = [("2", "≤ 2.5"), ("3", "3"), ("4", "4"), ("6", "5–6"), ("8", "8"), ("16", "16 and more")]
-    return _card(
+    return card(
         run,
         "bits",
         "Bits by layer",
         tag(
             "p",
-            f"{len(run.sites)} sites hold {metric('size_bytes').write(whole)}, {mean:.2f} bits per weight with scales and offsets.",
+            f"{len(run.sites)} sites hold {metric('size_bytes').write(whole)}: "
+            f"{mean:.2f} bits per weight with scales and offsets.",
             class_="small muted",
         ),
         tag(
             "figure",
-            _plot(run, "bits", "Bits per weight of every site, by layer and role."),
+            chart(run, "bits", "Bits per weight of every site, by layer and role."),
             tag("ul", [tag("li", icons.swatch(name), f"{text} bits") for name, text in classes], class_="key"),
         ),
-        _table(head, rows, "Bytes by form"),
+        table(head, rows, "Bytes by form"),
     )
 
 
@@ -386,7 +301,7 @@ def accuracy(run: Run) -> Markup:
         return NOTHING
     errors = [(metric(axis["key"]).label.lower(), prediction_error(run, axis["key"])) for axis in found]
     said = ", ".join(f"{label} {percent(error)}" for label, error in errors if error is not None)
-    return _card(
+    return card(
         run,
         "accuracy",
         "Predicted against measured",
@@ -395,11 +310,11 @@ def accuracy(run: Run) -> Markup:
             "figure",
             tag(
                 "div",
-                _segments(run, "guess", "Metric", [(axis["key"], axis["label"]) for axis in found]),
+                segments(run, "guess", "Metric", [(axis["key"], axis["label"]) for axis in found]),
                 class_="controls",
             ),
-            _plot(run, "accuracy", "Predicted against measured values; on the line they agree."),
-            _key([("band", "equal, and ±20%")]),
+            chart(run, "accuracy", "Predicted against measured values; on the line they agree."),
+            legend([("band", "equal, and ±20%")]),
         ),
     )
 
@@ -424,7 +339,7 @@ def bars(run: Run) -> Markup:
         tag("p", "Claim: ", run.claim, class_="small") if run.claim else None,
         tag("p", run.paper, class_="small muted") if run.paper else None,
     ]
-    return _card(run, "bars", "Bars of the proof", *intro, _table(head, rows, "Bars"))
+    return card(run, "bars", "Bars of the proof", *intro, table(head, rows, "Bars"))
 
 
 def machine(run: Run) -> Markup:
@@ -436,58 +351,11 @@ def machine(run: Run) -> Markup:
     if not pairs and not work:
         return NOTHING
     halves = [
-        tag("div", tag("h3", title), _facts(rows))
+        tag("div", tag("h3", title), facts(rows))
         for title, rows in (("Machine and versions", pairs), ("What the model was asked", work))
         if rows
     ]
-    return _card(run, "machine", "Measured on", tag("div", halves, class_="pair"))
-
-
-def _facts(rows: Iterable[tuple[str, str]]) -> Markup:
-    return tag("dl", [[tag("dt", name.replace("_", " ")), tag("dd", value)] for name, value in rows], class_="facts")
-
-
-def _card(run: Run, name: str, title: str, *children: Child) -> Markup:
-    return tag("section", tag("h2", title), children, class_="card", id=f"{run.id}-{name}")
-
-
-def _plot(run: Run, chart: str, spoken: str) -> Markup:
-    return tag("div", class_="plot", data_chart=chart, data_run=run.id, role="group", aria_label=spoken)
-
-
-def _key(marks: Sequence[tuple[str, str]]) -> Markup:
-    return tag("ul", [tag("li", icons.MARKS[name], text) for name, text in marks], class_="key")
-
-
-def _segments(run: Run, name: str, legend: str, choices: Sequence[tuple[str, str]]) -> Markup:
-    return tag(
-        "fieldset",
-        tag("legend", legend),
-        [
-            tag(
-                "label",
-                tag("input", type="radio", name=f"{run.id}-{name}", value=value, checked=place == 0),
-                tag("span", label),
-            )
-            for place, (value, label) in enumerate(choices)
-        ],
-        class_="seg",
-    )
-
-
-def _check(run: Run, name: str, label: str) -> Markup:
-    return tag("label", tag("input", type="checkbox", data_check=name), label, class_="check")
-
-
-def _table(head: Markup, rows: Sequence[Markup], label: str) -> Markup:
-    return tag(
-        "div",
-        tag("table", tag("thead", head), tag("tbody", rows)),
-        class_="wide",
-        tabindex="0",
-        role="region",
-        aria_label=label,
-    )
+    return card(run, "machine", "Measured on", tag("div", halves, class_="pair"))
 
 
 SECTIONS = (recipe, bars, front, measurements, bits, accuracy, machine)

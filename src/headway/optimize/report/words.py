@@ -46,7 +46,7 @@ def miss(limit: Limit) -> str:
         return "(nothing was measured)"
     bound = "at most" if limit.op == "<=" else "at least"
     amount = "" if limit.spare is None else f"by {percent(-limit.spare)} "
-    return f"{amount}({what.write(limit.here)} against {bound} {what.write(limit.limit)})"
+    return f"{amount}({what.write(limit.here)} against {bound} {what.write(limit.limit, exact=True)})"
 
 
 def standing(limit: Limit) -> str:
