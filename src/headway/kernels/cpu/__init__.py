@@ -125,7 +125,7 @@ def pack_int8(
     group: int,
     zero: int = 0,
 ) -> NativeWeight:
-    """As `pack_int4`, with uint8 codes 0..255, or int8 codes -128..127 (then `zero` is 0; `unpack` gives code + 128)."""
+    """As `pack_int4`, with uint8 codes 0..255, or int8 codes -128..127 with `zero` 0 (`unpack`: code + 128)."""
     if codes.dtype == np.int8:
         codes, zero = codes.view(np.uint8) ^ np.uint8(128), zero + 128
     return _pack_int(codes, scales, minima, group, 8, zero)
