@@ -132,6 +132,19 @@ def test_a_target_learns_every_form(clock):
     assert target.fingerprint == TARGET.fingerprint
 
 
+def test_a_known_form_is_left_unless_asked_again(clock):
+    machine = Machine(clock)
+    options = {"threads": 1, "isa": "avx2", "effort": EFFORT, "clears": machine}
+    target = calibrate(TARGET, [machine.make], SHAPES, **options)
+    swept = machine.sweeps
+    assert calibrate(target, [machine.make], SHAPES, **options) is target
+    assert machine.sweeps == swept
+    assert len(calibrate(target, [machine.make], SHAPES, **options, again=True).kernels) == 1
+    assert machine.sweeps > swept
+    other = Machine(clock, bits=3.5)
+    assert len(calibrate(target, [other.make], SHAPES, **options).kernels) == 2
+
+
 @given(
     st.floats(1e-7, 1e-5),
     st.floats(1e-13, 1e-10),

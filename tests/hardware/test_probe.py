@@ -9,7 +9,7 @@ from hardware_examples import GIB, KIB, MIB, FakeInstruments
 
 from headway.core.errors import BadInput, Lacking
 from headway.core.progress import Progress
-from headway.core.target import Target
+from headway.core.target import KernelRate, Target
 from headway.hardware import bench as bench_module
 from headway.hardware import probe as probe_module
 from headway.hardware.bench import Bench, call_seconds, native_instruments
@@ -105,6 +105,14 @@ def test_a_damaged_file_is_nothing_kept(measured, damage):
     target_file(MACHINE).write_text(damage)
     assert kept_target(MACHINE) is None
     assert kept_target(Machine(**{**vars(MACHINE), "cpu": "Other"})) is None
+
+
+def test_another_version_forgets_the_kernels_it_did_not_run(measured, monkeypatch):
+    kept = measured.with_kernels([KernelRate("int4", 4.5, "avx2", 1, 0.0, ())])
+    remember(kept)
+    assert kept_target(MACHINE) == kept
+    monkeypatch.setattr(probe_module.importlib.metadata, "version", lambda package: "99")
+    assert kept_target(MACHINE).kernels == ()
 
 
 def test_a_file_of_another_machine_under_this_name_is_nothing_kept(measured):

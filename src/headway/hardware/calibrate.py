@@ -21,6 +21,8 @@ from headway.core.progress import Progress
 from headway.core.target import KernelPoint, KernelRate, Target
 from headway.core.weight import F32, Weight
 from headway.hardware.bench import Clears, native_instruments
+from headway.hardware.machine import read_machine
+from headway.hardware.rates import same_bits
 
 Shape = tuple[int, int]
 Make = Callable[[int, int, int], Weight]
@@ -37,7 +39,7 @@ class Effort:
     build_s: float = 0.4
     """Stop making matrices after this; one of each shape is always made."""
     point_s: float = 0.05
-    """Timed calls per point; every shape is timed at least three times."""
+    """Timed calls per point, in seconds of their own; walks beyond the third stop at four times that in all."""
     rows: tuple[int, ...] = (1, 8, 128)
     cold_rows: tuple[int, ...] = (1, 8)
     """Rows measured from DRAM too; with many rows arithmetic hides the reading."""
@@ -64,8 +66,6 @@ def _instances(shared_by: int, target: Target) -> int:
 
 def sweeper(target: Target) -> Clears:
     """Clears this machine's caches, every usable core reading its part."""
-    from headway.hardware.machine import read_machine
-
     machine = read_machine()
     cpus = list(machine.cpus[: machine.cores])
     return native_instruments().Sweeper(cold_bytes(target) // len(cpus), cpus)
@@ -138,7 +138,8 @@ def _time(
     samples: dict[Shape, list[float]] = {weight.shape: [] for weight in weights}
     settle = weights[-1]
     spent, walks = 0.0, 0
-    while walks < 3 or spent < point_s:
+    start = time.perf_counter()
+    while walks < 3 or (spent < point_s and time.perf_counter() - start < 4 * point_s):
         if clears is not None:
             clears.sweep()
             for _ in range(SETTLE_CALLS):
@@ -180,13 +181,27 @@ def calibrate(
     effort: Effort | None = None,
     progress: Progress | None = None,
     clears: Clears | None = None,
+    again: bool = False,
 ) -> Target:
-    """The target with the rate of every form in `makers`, measured now (about half a second each)."""
-    clears = clears or sweeper(target)
-    found = []
+    """The target with the rate of every form in `makers`, about a second each.
+
+    A form that the target has a rate for, at those bits, threads and instruction set, is left unless `again`.
+    """
     for make in (progress or Progress()).track(makers, "calibrating kernels"):
-        found.append(measure_form(make, shapes, target, threads=threads, isa=isa, effort=effort, clears=clears))
-    return target.with_kernels(found)
+        if not again and _known(target, make(*shapes[0], 0), threads, isa):
+            continue
+        clears = clears or sweeper(target)
+        rate = measure_form(make, shapes, target, threads=threads, isa=isa, effort=effort, clears=clears)
+        target = target.with_kernels([rate])
+    return target
+
+
+def _known(target: Target, weight: Weight, threads: int, isa: str) -> bool:
+    bits = 8.0 * weight.nbytes / (weight.shape[0] * weight.shape[1])
+    return any(
+        (rate.form, rate.threads, rate.isa) == (weight.form, threads, isa) and same_bits(rate.bits_per_weight, bits)
+        for rate in target.kernels
+    )
 
 
 def measure_attention(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -155,7 +155,11 @@ def kept_target(machine: Machine) -> Target | None:
         found = Target.load(path)
     except BadInput:
         return None  # damaged, or another version's: measured again and replaced
-    return found if found.fingerprint == machine.fingerprint else None
+    if found.fingerprint != machine.fingerprint:
+        return None
+    if found.versions.get("headway") != versions(machine).get("headway"):
+        return replace(found, kernels=())  # calibrated with other kernels
+    return found
 
 
 def current_target(progress: Progress | None = None) -> Target:

@@ -74,9 +74,9 @@ class Rates:
 
     def _per_weight(self, variants: Sequence[KernelRate], bits: float, rows: float, working_set: float) -> float:
         for below, above in pairwise(variants):
-            if _near(bits, below.bits_per_weight):
+            if same_bits(bits, below.bits_per_weight):
                 break
-            if below.bits_per_weight < bits < above.bits_per_weight and not _near(bits, above.bits_per_weight):
+            if below.bits_per_weight < bits < above.bits_per_weight and not same_bits(bits, above.bits_per_weight):
                 share = (bits - below.bits_per_weight) / (above.bits_per_weight - below.bits_per_weight)
                 low = _at_rows(self._curve(below, working_set), rows)
                 high = _at_rows(self._curve(above, working_set), rows)
@@ -84,7 +84,7 @@ class Rates:
         nearest = min(variants, key=lambda rate: abs(math.log(rate.bits_per_weight / max(bits, 1e-3))))
         curve = self._curve(nearest, working_set)
         cost = _at_rows(curve, rows)
-        if _near(bits, nearest.bits_per_weight):
+        if same_bits(bits, nearest.bits_per_weight):
             return cost
         reading = min(1.0, curve[0][1] / cost)  # the share of the time that one row's product, the reading, takes
         return cost * max(0.0, 1.0 + reading * (bits / nearest.bits_per_weight - 1.0))
@@ -121,5 +121,6 @@ class Rates:
         return self.target.barrier_s if self.threads > 1 else 0.0
 
 
-def _near(bits: float, other: float) -> bool:
+def same_bits(bits: float, other: float) -> bool:
+    """Whether two stored sizes per weight belong to one variant of a form."""
     return abs(bits - other) <= SAME_BITS * other
