@@ -1,0 +1,104 @@
+"""Honest measurement: A against A covers 1 as often as promised, a planted delay is found, noise widens intervals.
+
+The short version runs the real timer on a simulated noisy machine; the nightly one on this machine.
+"""
+
+from __future__ import annotations
+
+import statistics as stdlib
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from clock import Machine
+
+from headway.core.measure import compare
+
+RUNS = 200
+DELAY = 1.03
+
+
+def simulated(make: Callable[..., Machine], neighbours: int, planted: float) -> tuple[float, float, float]:
+    """(share of intervals that cover 1, share called slower, median width) of 200 comparisons."""
+    covers = slower = 0
+    widths = []
+    for seed in range(RUNS):
+        here = make(seed, neighbours=neighbours)
+        found = compare({"a": here.arm(0.002), "b": here.arm(0.002 * planted)}, seed=seed).comparisons[0]
+        covers += not found.ratio.excludes(1.0)
+        slower += found.verdict == "slower"
+        widths.append(found.ratio.width)
+    return covers / RUNS, slower / RUNS, stdlib.median(widths)
+
+
+def test_two_hundred_a_a_runs_cover_one_idle_and_beside_a_neighbour(machine: Callable[..., Machine]) -> None:
+    idle, _, narrow = simulated(machine, 0, 1.0)
+    busy, slower, wide = simulated(machine, 1, 1.0)
+    assert 0.92 <= idle <= 0.98
+    assert 0.92 <= busy <= 0.98
+    assert wide > narrow, "noise widens the interval"
+    assert slower <= 0.02, "the floor keeps A against A from being called a difference"
+
+
+def test_a_planted_delay_of_three_percent_is_found(machine: Callable[..., Machine]) -> None:
+    covers, slower, _ = simulated(machine, 0, DELAY)
+    assert slower >= 0.90
+    assert covers <= 0.10
+
+
+def work() -> None:
+    total = 0
+    for number in range(2000):
+        total += number * number
+
+
+def delayed(share: float) -> Callable[[], None]:
+    """`work` that takes `share` longer: the same loop, longer by whole iterations."""
+    rounds = round(2000 * share)
+
+    def longer() -> None:
+        total = 0
+        for number in range(rounds):
+            total += number * number
+
+    return longer
+
+
+@contextmanager
+def neighbour() -> Iterator[None]:
+    """A process that keeps one processor busy."""
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        time.sleep(0.2)
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.nightly
+def test_this_machine_alone_and_beside_a_neighbour() -> None:
+    figures = {}
+    for level in ("idle", "busy"):
+        covers = found = 0
+        widths = []
+        for seed in range(RUNS):
+            with neighbour() if level == "busy" else _nothing():
+                timing = compare({"a": work, "same": work, "late": delayed(DELAY)}, seed=seed)
+            same, late = timing.comparisons
+            covers += not same.ratio.excludes(1.0)
+            found += late.verdict == "slower"
+            widths.append(same.ratio.width)
+        figures[level] = (covers / RUNS, found / RUNS, stdlib.median(widths))
+    print(figures)
+    assert all(0.92 <= covers <= 0.98 for covers, _, _ in figures.values())
+    assert figures["idle"][1] >= 0.90
+    assert figures["busy"][2] > figures["idle"][2]
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield

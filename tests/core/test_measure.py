@@ -1,0 +1,137 @@
+"""The timer on a simulated clock: what it counts, pairs, stops and keeps."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+
+import pytest
+from clock import Machine
+
+from headway.core import measure
+from headway.core.errors import BadInput
+from headway.core.measure import AGAIN, Interrupted, Timing, compare
+
+Make = Callable[..., Machine]
+
+
+def test_medians_ratios_and_calls_are_exact_on_a_quiet_machine(machine: Make) -> None:
+    here = machine(quiet=True)
+    timing = compare({"a": here.arm(0.001), "b": here.arm(0.0025), "c": here.arm(0.02)}, rounds=10, min_time_s=0.005)
+    assert timing.calls == {"a": 5, "b": 2, "c": 1, AGAIN: 5}
+    found = {c.candidate: c for c in timing.comparisons}
+    assert list(found) == ["b", "c"]
+    assert found["b"].ratio.value == pytest.approx(2.5) and found["b"].verdict == "slower"
+    assert found["c"].candidate_s == pytest.approx(0.02) and found["c"].baseline_s == pytest.approx(0.001)
+    assert found["b"].noise_floor == pytest.approx(0, abs=1e-9)
+    assert timing.rounds == 10 and timing.finished
+
+
+def test_the_order_of_arms_is_random_per_round_and_follows_the_seed(machine: Make) -> None:
+    def orders(seed: int) -> list[tuple[str, ...]]:
+        here = machine()
+        return compare({"a": here.arm(0.01), "b": here.arm(0.01)}, rounds=30, seed=seed).orders
+
+    first = orders(1)
+    assert first == orders(1) != orders(2)
+    assert len(set(first)) == 6, "all orders of three arms occur"
+    assert all(sorted(order) == ["a", AGAIN, "b"] for order in first)
+
+
+def test_the_baseline_can_be_named_and_run_again_as_a_second_copy(machine: Make) -> None:
+    here = machine(quiet=True)
+    timing = compare({"b": here.arm(0.02), "a": here.arm(0.01)}, rounds=8, baseline="a", aa=here.arm(0.011))
+    assert timing.comparison("b").ratio.value == pytest.approx(2)
+    assert timing.noise_floor == pytest.approx(0.1)
+
+
+def test_without_a_second_run_the_floor_is_unknown(machine: Make) -> None:
+    here = machine(quiet=True)
+    only = compare({"a": here.arm(0.01), "b": here.arm(0.02)}, rounds=8, aa=False).comparisons[0]
+    assert only.noise_floor is None and "not measured" in only.text() and only.verdict == "slower"
+
+
+def test_comparisons_print_the_floor_beside_the_ratio(machine: Make) -> None:
+    here = machine(3)
+    text = compare({"a": here.arm(0.01), "b": here.arm(0.02)}, rounds=20).comparisons[0].text()
+    assert text.startswith("b / a: time ") and "noise floor ±" in text and text.endswith("slower")
+
+
+def test_a_width_stops_early_and_a_time_limit_stops_at_once(machine: Make) -> None:
+    here = machine(quiet=True)
+    arms = {"a": here.arm(0.01), "b": here.arm(0.01)}
+    assert compare(arms, rounds=100, width=0.01).rounds == measure.FEWEST_ROUNDS
+    assert compare(arms, rounds=100, time_limit_s=0.0).rounds == 1
+    assert 2 <= compare(arms, rounds=100, time_limit_s=0.2).rounds < 10
+
+
+def test_a_wide_interval_goes_on_to_the_end(machine: Make) -> None:
+    here = machine(0, jitter=0.3)
+    assert compare({"a": here.arm(0.01), "b": here.arm(0.01)}, rounds=40, width=0.01).rounds == 40
+
+
+def test_ctrl_c_keeps_whole_rounds_and_restores_the_collector(machine: Make) -> None:
+    here = machine(quiet=True)
+    count = 0
+
+    def interrupted() -> None:
+        nonlocal count
+        count += 1
+        if count == 20:
+            raise KeyboardInterrupt
+        here.arm(0.01)()
+
+    with pytest.raises(Interrupted) as caught:
+        compare({"a": here.arm(0.01), "b": interrupted}, rounds=100)
+    timing = caught.value.timing
+    assert isinstance(caught.value, KeyboardInterrupt)
+    assert not timing.finished and timing.rounds > 10
+    assert {len(samples) for samples in timing.samples.values()} == {timing.rounds}
+    assert timing.comparisons[0].ratio.value == pytest.approx(1)
+    assert gc.isenabled()
+
+
+def test_ctrl_c_during_warm_up_keeps_an_empty_timing() -> None:
+    def at_once() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted) as caught:
+        compare({"a": at_once})
+    assert caught.value.timing.rounds == 0
+
+
+def test_a_failing_arm_fails_the_comparison(machine: Make) -> None:
+    with pytest.raises(ZeroDivisionError):
+        compare({"a": lambda: 1 / 0})
+    assert gc.isenabled()
+
+
+def test_progress_is_told_every_round(machine: Make) -> None:
+    here = machine()
+    seen: list[tuple[int, int]] = []
+    compare({"a": here.arm(0.01)}, rounds=3, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_bad_arms_are_refused() -> None:
+    for arms, options, words in (
+        ({}, {}, "nothing to compare"),
+        ({AGAIN: int}, {}, AGAIN),
+        ({"a": int}, {"baseline": "x"}, "no arm"),
+        ({"a": int}, {"rounds": 0}, "rounds=0"),
+    ):
+        with pytest.raises(BadInput, match=words):
+            compare(arms, **options)  # type: ignore[arg-type]
+
+
+def test_a_real_run_records_its_conditions() -> None:
+    timing = compare({"sum": lambda: sum(range(1000)), "more": lambda: sum(range(9000))}, rounds=8, min_time_s=0.0005)
+    assert timing.comparisons[0].ratio.value > 1
+    assert timing.conditions["processors"] == len(timing.conditions["affinity"]) > 0
+    assert {"load_before", "load_after", "preemptions", "torch_threads"} <= set(timing.conditions)
+    assert all(seconds > 0 for samples in timing.samples.values() for seconds in samples)
+
+
+def test_medians_of_even_and_odd_series() -> None:
+    timing = Timing("a", 0, {"a": [3.0, 1.0, 2.0], "b": [4.0, 1.0]}, {})
+    assert (timing.median_s("a"), timing.median_s("b")) == (2.0, 2.5)
