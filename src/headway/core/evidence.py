@@ -1,0 +1,194 @@
+"""`Evidence`: what one experiment measured: every sample, the comparisons made of them, and what it ran on."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headway.core.errors import BadFile, BadInput
+from headway.core.files import atomic_write_json, read_json
+from headway.core.jsontext import plain
+
+if TYPE_CHECKING:
+    from headway.core.measure import Timing
+    from headway.core.target import Target
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Series:
+    """Every sample of one arm of one measurement, in the order taken."""
+
+    measurement: str
+    """What was measured, e.g. `tpot_s`; arms of one measurement were interleaved in one run."""
+    arm: str
+    unit: str
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Candidate over baseline: the median of paired ratios with a 95% interval, beside the noise floor."""
+
+    measurement: str
+    candidate: str
+    baseline: str
+    value: float
+    low: float
+    high: float
+    pairs: int
+    noise_floor: float | None
+    """Largest relative difference the baseline showed against itself; None where it was not run twice."""
+    verdict: str
+    """`faster`, `slower` or `none`; for a quality `better`, `worse` or `none`."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A claim: the paper's figure, the bar set for this machine, and the figure here."""
+
+    name: str
+    paper: str
+    bar: str
+    here: str
+    met: bool
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass
+class Evidence:
+    """One experiment. Filled while it runs; written once."""
+
+    experiment: str
+    """The verb that made it: `optimize`, `prove`, `bench`, `apply`."""
+    subject: str
+    """What it is about: a model's name, or the slug of the system that was proven."""
+    target: Mapping[str, str]
+    """Name and fingerprint of the machine."""
+    seed: int
+    threads: int
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    made_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    command: str = ""
+    model: Mapping[str, str] = field(default_factory=dict)
+    """Name and fingerprint of the model."""
+    recipe: list[dict[str, Any]] = field(default_factory=list)
+    versions: Mapping[str, str] = field(default_factory=lambda: versions())
+    conditions: Mapping[str, Any] = field(default_factory=dict)
+    series: list[Series] = field(default_factory=list)
+    ratios: list[Ratio] = field(default_factory=list)
+    quality: dict[str, float] = field(default_factory=dict)
+    bars: list[Bar] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    result: dict[str, Any] = field(default_factory=dict)
+    """The verb's own answer as JSON (for `optimize`: budget, baseline, winner, front ...)."""
+
+    @classmethod
+    def begin(cls, experiment: str, subject: str, target: Target, seed: int, threads: int) -> Evidence:
+        return cls(experiment, subject, {"name": target.name, "fingerprint": target.fingerprint}, seed, threads)
+
+    @property
+    def met(self) -> bool:
+        """Whether every bar is met (true when there is none)."""
+        return all(bar.met for bar in self.bars)
+
+    def add_timing(self, measurement: str, timing: Timing, unit: str = "s", per_call: int = 1) -> list[Ratio]:
+        """Keep every sample of an interleaved run and the comparisons made of them; gives those.
+
+        `per_call`: units in one call (tokens of a decode loop), so that samples are seconds per unit.
+        """
+        for arm, samples in timing.samples.items():
+            self.series.append(Series(measurement, arm, unit, tuple(s / per_call for s in samples)))
+        made = [
+            Ratio(
+                measurement,
+                comparison.candidate,
+                comparison.baseline,
+                comparison.ratio.value,
+                comparison.ratio.low,
+                comparison.ratio.high,
+                timing.rounds,
+                comparison.noise_floor,
+                str(comparison.verdict),
+            )
+            for comparison in timing.comparisons
+        ]
+        self.ratios += made
+        self.conditions = {**self.conditions, measurement: timing.conditions}
+        return made
+
+    def bar(self, name: str, paper: str, bar: str, here: str, met: bool) -> Bar:
+        """Judge one claim."""
+        judged = Bar(name, paper, bar, here, bool(met))
+        self.bars.append(judged)
+        return judged
+
+    def table(self) -> str:
+        """What was measured, against what, for people: the noise floor beside every ratio."""
+        lines = [f"{self.experiment} {self.subject} on {self.target['name']}, {self.threads} threads, {self.made_at}"]
+        for ratio in self.ratios:
+            floor = "not measured" if ratio.noise_floor is None else f"±{100 * ratio.noise_floor:.1f}%"
+            lines.append(
+                f"  {ratio.measurement}: {ratio.candidate} / {ratio.baseline} = {ratio.value:.3f} "
+                f"[{ratio.low:.3f}, {ratio.high:.3f}], {ratio.pairs} pairs, noise floor {floor}: {ratio.verdict}"
+            )
+        for name, value in self.quality.items():
+            lines.append(f"  {name} = {value:.4f}")
+        for bar in self.bars:
+            lines.append(
+                f"  {'met   ' if bar.met else 'MISSED'} {bar.name}: here {bar.here}, bar {bar.bar}; paper: {bar.paper}"
+            )
+        lines += [f"  note: {note}" for note in self.notes]
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        document: dict[str, Any] = plain({"schema": SCHEMA, **asdict(self)})
+        return document
+
+    @classmethod
+    def from_json(cls, document: Any, source: str | Path = "evidence") -> Evidence:
+        """The inverse of `to_json`; raises `BadFile` naming the key that is missing, unknown or wrong."""
+        if not isinstance(document, dict) or not isinstance(document.get("schema"), int):
+            raise BadFile(source, 0, "no evidence: an object with a 'schema' is expected")
+        if document["schema"] > SCHEMA:
+            raise BadInput(f"{source}: schema {document['schema']} is newer than {SCHEMA}", "update headway")
+        values = {key: value for key, value in document.items() if key != "schema"}
+        parts: dict[str, Any] = {"series": Series, "ratios": Ratio, "bars": Bar}
+        try:
+            for key, kind in parts.items():
+                values[key] = [kind(**item) for item in values.get(key, [])]
+            values["series"] = [
+                Series(s.measurement, s.arm, s.unit, tuple(float(v) for v in s.values)) for s in values["series"]
+            ]
+            return cls(**values)
+        except (TypeError, ValueError) as error:
+            what = str(error).replace("Evidence.__init__() ", "").replace("__init__() ", "")
+            raise BadFile(source, 0, f"no evidence: {what}", "make it again with this version") from None
+
+    def save(self, path: str | Path) -> None:
+        atomic_write_json(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Evidence:
+        """Raises `BadInput` for a missing file and `BadFile` for one that is no evidence."""
+        return cls.from_json(read_json(path), path)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a measurement depends on; of optional packages only those in use."""
+    from headway import __version__
+
+    found = {"headway": __version__, "python": platform.python_version(), "kernel": platform.release()}
+    for name in ("numpy", "torch", "scipy", "transformers", "onnxruntime"):
+        if name in sys.modules:
+            found[name] = str(getattr(sys.modules[name], "__version__", "unknown"))
+    return found

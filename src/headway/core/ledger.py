@@ -1,0 +1,119 @@
+"""`Ledger`: every piece of evidence made here, in one SQLite file that several processes may use at once."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from headway.core.errors import BadFile, BadInput, HeadwayError
+from headway.core.evidence import Evidence
+from headway.core.files import make_folder, state_folder
+from headway.core.jsontext import json_text
+
+BUSY_S = 30.0
+_MIGRATIONS = (
+    """
+    CREATE TABLE evidence (
+        id TEXT PRIMARY KEY,
+        experiment TEXT NOT NULL,
+        subject TEXT NOT NULL,
+        target TEXT NOT NULL,
+        made_at TEXT NOT NULL,
+        met INTEGER NOT NULL,
+        document TEXT NOT NULL
+    );
+    CREATE INDEX evidence_by_subject ON evidence (subject, made_at);
+    """,
+)
+"""Step i brings a ledger from version i to i + 1; a released step is never changed."""
+
+
+class Ledger:
+    """Append and query; WAL mode, one short transaction per call."""
+
+    def __init__(self, path: Path) -> None:
+        make_folder(path.parent)
+        self.path = path
+        with self._connection() as connection:
+            self._migrate(connection)
+
+    @classmethod
+    def open(cls) -> Ledger:
+        """The user's ledger."""
+        return cls(state_folder() / "ledger.sqlite3")
+
+    def append(self, evidence: Evidence) -> None:
+        """Keep a piece of evidence; one that is there already (same id) is left as it is."""
+        row = (
+            evidence.id,
+            evidence.experiment,
+            evidence.subject,
+            evidence.target.get("fingerprint", ""),
+            evidence.made_at,
+            int(evidence.met),
+            json_text(evidence.to_json(), indent=None),
+        )
+        with self._connection() as connection, connection:
+            connection.execute("INSERT OR IGNORE INTO evidence VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+
+    def latest(self, subject: str, experiment: str = "prove", target: str | None = None) -> Evidence | None:
+        """The last evidence about a subject (a system's slug, a model's name), on any or on one target."""
+        found = self.all(subject, experiment, target)
+        return found[-1] if found else None
+
+    def all(
+        self, subject: str | None = None, experiment: str | None = None, target: str | None = None
+    ) -> list[Evidence]:
+        """Evidence in the order it was made, of one subject, experiment or target, or of all."""
+        wanted = {"subject": subject, "experiment": experiment, "target": target}
+        given = {column: value for column, value in wanted.items() if value is not None}
+        where = " AND ".join(f"{column} = ?" for column in given) or "1"
+        with self._connection() as connection:
+            rows = connection.execute(
+                f"SELECT document FROM evidence WHERE {where} ORDER BY made_at, rowid",
+                list(given.values()),
+            ).fetchall()
+        return [Evidence.from_json(json.loads(document), self.path) for (document,) in rows]
+
+    def check(self) -> None:
+        """Raise `BadFile` unless SQLite finds the whole file sound."""
+        with self._connection() as connection:
+            (answer,) = connection.execute("PRAGMA integrity_check").fetchone()
+        if answer != "ok":
+            raise BadFile(self.path, 0, f"the ledger is damaged: {answer}", self._mend())
+
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        try:
+            with closing(sqlite3.connect(self.path, timeout=BUSY_S)) as connection:
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.execute("PRAGMA synchronous = FULL")
+                yield connection
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):
+                raise HeadwayError(
+                    f"{self.path}: {error}", "free disk space or check that the folder may be written"
+                ) from None
+            raise BadFile(self.path, 0, f"this is no ledger: {error}", self._mend()) from None
+
+    def _migrate(self, connection: sqlite3.Connection) -> None:
+        """Bring the file to this version, one step after another, each in its own transaction."""
+        while True:
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            if version > len(_MIGRATIONS):
+                raise BadInput(f"{self.path}: version {version} is newer than {len(_MIGRATIONS)}", "update headway")
+            if version == len(_MIGRATIONS):
+                return
+            connection.execute("BEGIN IMMEDIATE")
+            (now,) = connection.execute("PRAGMA user_version").fetchone()
+            if now == version:  # nobody else took this step meanwhile
+                for statement in _MIGRATIONS[version].split(";"):
+                    connection.execute(statement)
+                connection.execute(f"PRAGMA user_version = {version + 1}")
+            connection.commit()
+
+    def _mend(self) -> str:
+        return f"move {self.path} away; a new one is begun"
