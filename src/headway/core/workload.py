@@ -1,0 +1,129 @@
+"""`Workload`: what a model will be asked: shape of requests, three disjoint splits of data, the quality function."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from headway.core.errors import BadInput
+from headway.core.files import read_bytes, sha256_of
+
+HELDOUT_BYTES = 200_000
+TEXT_LIMIT = 256 << 20
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Text in three splits: `calibration` is never scored, `heldout` is used for nothing but proofs."""
+
+    calibration: str
+    search: str
+    heldout: str
+    source: str
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "source": self.source,
+            **{
+                name: {"bytes": len(text.encode()), "sha256": sha256_of(text)}
+                for name, text in (
+                    ("calibration", self.calibration),
+                    ("search", self.search),
+                    ("heldout", self.heldout),
+                )
+            },
+        }
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Requests of `prompt_tokens` tokens in and `output_tokens` out (language), or the sample (any other module)."""
+
+    prompt_tokens: int = 256
+    output_tokens: int = 64
+    context: int = 0
+    """Tokens already in the context when decoding is timed; 0: the prompt."""
+    texts: Texts | None = None
+    data: Any = None
+    """Splits of a module's inputs, where there is no text."""
+    quality: str = "perplexity"
+    """`perplexity`, `agreement`, `cosine`, `closeness`, or the user's own `module:function`."""
+
+    def as_json(self) -> Mapping[str, Any]:
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "output_tokens": self.output_tokens,
+            "context": self.context or self.prompt_tokens,
+            "texts": None if self.texts is None else self.texts.as_json(),
+            "quality": self.quality,
+        }
+
+
+def default_texts() -> Texts:
+    """Calibration: docstrings of the standard library. Search and held-out: disjoint parts of Python's help topics."""
+    from pydoc_data.topics import topics
+
+    pages = "\n\n".join(topics[name] for name in sorted(topics)).encode()
+    return Texts(
+        "\n\n".join(docstrings()),
+        pages[HELDOUT_BYTES:].decode(errors="ignore"),
+        pages[:HELDOUT_BYTES].decode(errors="ignore"),
+        "python standard library",
+    )
+
+
+def docstrings() -> Iterator[str]:
+    """Docstrings of the standard library's modules, in a fixed order, read from sources without importing any.
+
+    `pydoc_data` (what quality is judged on) and test packages are left out.
+    """
+    library = Path(ast.__file__).parent
+    skipped = {"test", "tests", "idlelib", "lib2to3", "pydoc_data", "site-packages", "turtledemo", "__phello__"}
+    seen: set[str] = set()
+    for path in sorted(library.rglob("*.py")):
+        if skipped & set(path.relative_to(library).parts):
+            continue
+        try:
+            tree = ast.parse(path.read_bytes())
+        except (SyntaxError, ValueError, OSError):
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                text = ast.get_docstring(node) or ""
+                if len(text) >= 80 and text not in seen:
+                    seen.add(text)
+                    yield text
+
+
+def split_text(path: str | Path) -> Texts:
+    """A user's text in three parts: the first half calibrates, a quarter guides the search, a quarter is held out."""
+    try:
+        text = read_bytes(path, limit=TEXT_LIMIT).decode()
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: not UTF-8 at byte {error.start}", "give a plain text file") from None
+    if not text.strip():
+        raise BadInput(f"{path} is empty", "give a text like what the model will see")
+    half, quarter = len(text) // 2, len(text) // 4
+    return Texts(text[:half], text[half : half + quarter], text[half + quarter :], str(path))
+
+
+def user_function(name: str) -> Callable[..., Any]:
+    """The user's own `module:function`, imported because the user typed it; raises `BadInput` when it is not there."""
+    import importlib
+
+    module, _, function = name.partition(":")
+    if not module or not function:
+        raise BadInput(f"{name!r} does not name a function", "write module:function")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise BadInput(f"{name}: {error}", "check the name and PYTHONPATH") from None
+    if not callable(found):
+        raise BadInput(f"{name} is not callable", "name a function")
+    return found  # type: ignore[no-any-return]

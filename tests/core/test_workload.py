@@ -1,0 +1,53 @@
+"""Workloads: the splits never overlap, and a text that cannot be used is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from headway.core.errors import BadInput
+from headway.core.workload import HELDOUT_BYTES, default_texts, docstrings, split_text, user_function
+
+
+def test_the_default_splits_are_disjoint_and_the_held_out_part_is_the_published_one() -> None:
+    from pydoc_data.topics import topics
+
+    texts = default_texts()
+    pages = "\n\n".join(topics[name] for name in sorted(topics)).encode()
+    assert texts.heldout.encode() == pages[:HELDOUT_BYTES]
+    assert texts.heldout.encode() + texts.search.encode() == pages
+    assert len(texts.calibration) > 500_000
+    paragraphs = {part for part in texts.heldout.split("\n\n") if len(part) > 200}
+    assert not paragraphs & set(texts.calibration.split("\n\n"))
+
+
+def test_docstrings_come_in_one_order() -> None:
+    first = [text for text, _ in zip(docstrings(), range(50), strict=False)]
+    assert first == [text for text, _ in zip(docstrings(), range(50), strict=False)]
+
+
+def test_a_users_text_is_cut_in_three(tmp_path: Path) -> None:
+    path = tmp_path / "text"
+    path.write_text("".join(chr(97 + i % 26) for i in range(4000)))
+    texts = split_text(path)
+    assert texts.calibration + texts.search + texts.heldout == path.read_text()
+    assert texts.as_json()["search"]["bytes"] == 1000
+
+
+@pytest.mark.parametrize("content", [b"", b"  \n", b"ok \xff"])
+def test_an_unusable_text_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "text"
+    path.write_bytes(content)
+    with pytest.raises(BadInput):
+        split_text(path)
+
+
+@pytest.mark.parametrize("name", ["nothing", "os:", "os:no_such_name", "no_such_module:f", "os:sep"])
+def test_a_function_that_is_not_there_is_refused(name: str) -> None:
+    with pytest.raises(BadInput):
+        user_function(name)
+
+
+def test_a_users_function_is_found() -> None:
+    assert user_function("os.path:join")("a", "b") == "a/b"
