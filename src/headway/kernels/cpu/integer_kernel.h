@@ -11,6 +11,8 @@
 namespace headway {
 namespace {
 
+constexpr int64_t kUnpackRows = 32;  // from here on 4-bit codes are unpacked once for all activation rows
+
 struct IntActs {
   const int8_t* codes;
   const char* meta;
@@ -50,12 +52,12 @@ static void quantise(const float* x, int64_t ldx, int64_t rows, int64_t blocks, 
       at[r] = sx;
       if (parts == 1) {
         at[rows + r] = sx * (float)(s0 + s1);
-        ((int32_t*)at)[2 * rows + r] = s0 + s1;
+        at[2 * rows + r] = (float)(s0 + s1);
       } else {
         at[rows + r] = sx * (float)s0;
         at[2 * rows + r] = sx * (float)s1;
-        ((int32_t*)at)[3 * rows + r] = s0;
-        ((int32_t*)at)[4 * rows + r] = s1;
+        at[3 * rows + r] = (float)s0;
+        at[4 * rows + r] = (float)s1;
       }
       int8_t line[32];
       store_i8(line, q0);
@@ -80,7 +82,8 @@ HEADWAY_INLINE void int_block(const IntTiles* w, const uint8_t* p, const uint8_t
   constexpr int code_bytes = BITS == 4 ? 256 : 512;
   const int64_t per_group = PARTS == 2 ? 1 : w->group / 32;
   const int64_t rows = acts.rows;
-  const I zero_code = set1i(w->zero);
+  const F minus_zero = set1(-(float)w->zero);
+  const bool shifted = w->zero != 0;
   F acc[COLS];
   for (int c = 0; c < COLS; ++c) acc[c] = zero();
   int64_t left = 0;
@@ -116,9 +119,10 @@ HEADWAY_INLINE void int_block(const IntTiles* w, const uint8_t* p, const uint8_t
           for (int c = 0; c < COLS; ++c) Dot<BITS>::add(dots[c], line, x + (j * rows + c) * 4);
         }
       }
+      const float* sums = meta + (1 + PARTS + s) * rows;
       for (int c = 0; c < COLS; ++c) {
-        const int32_t sum_of_codes = ((const int32_t*)meta)[(1 + PARTS + s) * rows + c];
-        const F value = to_float(Dot<BITS>::total(dots[c]) - zero_code * set1i(sum_of_codes));
+        F value = to_float(Dot<BITS>::total(dots[c]));
+        if (shifted) value = fma(minus_zero, set1(sums[c]), value);  // whole numbers below 2^24: exact
         acc[c] = fma(scale[s] * set1(meta[c]), value, acc[c]);
         if constexpr (MIN) acc[c] = fma(minimum[s], set1(meta[(1 + s) * rows + c]), acc[c]);
       }
@@ -150,7 +154,7 @@ static void int_tiles(const IntTiles* w, const void* a, int64_t rows, float* y, 
     const int64_t tile_rows = w->out - tile * 16 < 16 ? w->out - tile * 16 : 16;
     float* to = y + tile * 16;
     int64_t r = 0;
-    if (rows >= 2 * kIntColumns) {
+    if (rows >= kUnpackRows) {
       constexpr bool unpacked = BITS == 4;
       if constexpr (unpacked) int_unpack<PARTS, WIDE, MIN>(w, p, lines);
       for (; r + kIntColumns <= rows; r += kIntColumns)

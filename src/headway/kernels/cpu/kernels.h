@@ -11,7 +11,7 @@ namespace headway {
 // Columns in blocks of 32, each block of each row with its own scale sx = max|x| / 127, codes -127..127. `parts` is
 // 1, or 2 where weights have groups of 16 and need sums of half blocks.
 //   codes  int8  [block][8 quads][row][4]
-//   meta   4 B   [block][1 + 2 parts][row]:  sx;  sx * sum of codes, one per part;  sum of codes (int32), per part
+//   meta   4 B   [block][1 + 2 parts][row]:  sx;  sx * sum of codes, one per part;  sum of codes, per part (all float)
 // A block with an activation that is not finite has sx = NaN. One smaller than 2^-100 throughout counts as zero.
 static inline size_t int8_codes_bytes(int64_t rows, int64_t blocks) {
   return ((size_t)rows * (size_t)blocks * 32 + 63) / 64 * 64;

@@ -125,6 +125,8 @@ HEADWAY_INLINE bool any_nan(F x) {
   return _mm256_movemask_ps(bad) != 0;
 }
 
+typedef int32_t Quad __attribute__((may_alias, aligned(1)));
+
 struct Codes {
   __m256i a, b;  // rows 0..7, rows 8..15
 };
@@ -149,7 +151,7 @@ template <int BITS> struct Dot {
   __m256i a = _mm256_setzero_si256(), b = _mm256_setzero_si256();
   HEADWAY_INLINE void init(Dot& d) { d.a = d.b = _mm256_setzero_si256(); }
   HEADWAY_INLINE void add(Dot& d, Codes c, const int8_t* quad) {
-    const __m256i x = _mm256_set1_epi32(*(const int32_t*)quad);
+    const __m256i x = _mm256_set1_epi32(*(const Quad*)quad);
     d.a = _mm256_add_epi16(d.a, _mm256_maddubs_epi16(c.a, x));
     d.b = _mm256_add_epi16(d.b, _mm256_maddubs_epi16(c.b, x));
   }

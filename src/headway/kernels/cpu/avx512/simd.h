@@ -76,6 +76,8 @@ HEADWAY_INLINE float highest(F a) { return _mm512_reduce_max_ps(a.v); }
 HEADWAY_INLINE bool any_nan(F a) { return _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q) != 0; }
 
 // ---- integer products: 16 rows x 4 columns of unsigned codes against 4 signed activations ----
+typedef int32_t Quad __attribute__((may_alias, aligned(1)));
+
 struct Codes {
   __m512i v;
 };
@@ -89,7 +91,8 @@ template <int BITS> struct Dot {
   __m512i v = _mm512_setzero_si512();
   HEADWAY_INLINE void init(Dot& d) { d.v = _mm512_setzero_si512(); }
   HEADWAY_INLINE void add(Dot& d, Codes c, const int8_t* quad) {
-    d.v = _mm512_dpbusd_epi32(d.v, c.v, _mm512_set1_epi32(*(const int32_t*)quad));
+    // The intrinsic would broadcast with an instruction of its own.
+    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(d.v) : "v"(c.v), "m"(*(const Quad*)quad));
   }
   HEADWAY_INLINE I total(const Dot& d) { return {d.v}; }
 };
