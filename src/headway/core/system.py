@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from headway.core.card import Card
 from headway.core.errors import BadInput
+from headway.core.progress import Progress
 
 if TYPE_CHECKING:
     from headway.core.cache import StepCache
@@ -101,6 +102,7 @@ class Context:
     cache: StepCache | None = None
     threads: int = 0
     seed: int = 0
+    progress: Progress = field(default_factory=Progress)
     notes: list[str] = field(default_factory=list)
     """Sentences a transform wants in the report (what it left alone, and why)."""
 

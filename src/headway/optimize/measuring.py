@@ -1,0 +1,131 @@
+"""`Bench`: measures candidates of one optimisation beside the unmodified model, and remembers what it measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from headway.core.evidence import Evidence
+from headway.core.jsontext import plain
+from headway.core.measure import Timing, compare
+from headway.core.model import Model
+from headway.core.recipe import Recipe
+from headway.core.system import Context
+from headway.optimize import footprint
+from headway.optimize.applying import apply_recipe
+from headway.optimize.candidate import Candidate
+from headway.optimize.subject import Split, Subject
+
+BASELINE = "baseline"
+UNMODIFIED = Recipe()
+KEPT_MODELS = 6
+"""Applied models kept in memory at once."""
+
+
+@dataclass
+class Bench:
+    """Everything that is measured goes through here, and through the step cache: a second run pays only for news."""
+
+    subject: Subject
+    context: Context
+    rounds: int = 24
+    metrics_limit_s: float = 12.0
+    """Seconds one interleaved timing may take for each metric."""
+    models: dict[str, Model] = field(default_factory=dict)
+
+    def model(self, recipe: Recipe) -> Model:
+        """The model with the recipe applied; the last few are kept."""
+        key = str(recipe)
+        if key not in self.models:
+            made = apply_recipe(recipe, self.subject.model, self.context) if recipe.steps else self.subject.model
+            self.models[key] = made
+            for old in [known for known in self.models if known not in (key, str(UNMODIFIED))][: -KEPT_MODELS + 1]:
+                del self.models[old]
+        return self.models[key]
+
+    def quality(self, recipe: Recipe, split: Split, units: int) -> dict[str, float]:
+        """`quality` and its companions on the first `units` pieces of a split, against the original in exact floats."""
+
+        def measure() -> dict[str, float]:
+            original = self.subject.original(split, units)
+            return dict(self.subject.compare(original, self.subject.score(self.model(recipe), split, units)))
+
+        return dict(self._cached("quality", measure, str(recipe), split, units))
+
+    def timings(self, recipes: Sequence[Recipe], rounds: int, purpose: str) -> dict[str, tuple[Timing, int]]:
+        """Metric -> the interleaved run of the unmodified model (arm `baseline`, run twice) and every recipe."""
+        found: dict[str, tuple[Timing, int]] = {}
+        arms = {BASELINE: UNMODIFIED, **{str(recipe): recipe for recipe in recipes if recipe.steps}}
+        for metric in self.subject.clocks(self.subject.model):
+
+            def measure(metric: str = metric) -> dict[str, Any]:
+                clocks = {name: self.subject.clocks(self.model(recipe))[metric] for name, recipe in arms.items()}
+                fewer = max(7, rounds // 3) if metric == "ttft_s" else rounds
+                with self.context.progress.task(f"timing {metric} of {len(arms)} models, interleaved", fewer) as task:
+                    timing = compare(
+                        {name: call for name, (call, _) in clocks.items()},
+                        rounds=fewer,
+                        baseline=BASELINE,
+                        seed=self.context.seed,
+                        warmup=1,
+                        time_limit_s=self.metrics_limit_s * (1 + len(arms) / 2),
+                        progress=lambda done, total: task.advance(),
+                    )
+                return {**plain(timing), "units": clocks[BASELINE][1]}
+
+            document = self._cached("timing", measure, metric, list(arms), rounds, purpose)
+            units = document.pop("units")
+            found[metric] = (Timing(**document), units)
+        return found
+
+    def memory(self, recipe: Recipe) -> float:
+        """Peak resident bytes of a fresh process that loads the model and serves the workload, over an empty one."""
+
+        def measure() -> float:
+            return footprint.peak_bytes(self.model(recipe), self.subject.describe(), self.context.threads)
+
+        return float(self._cached("memory", measure, str(recipe)))
+
+    def measure(self, candidates: Sequence[Candidate], units: int) -> list[Candidate]:
+        """Each candidate with everything measured: times beside the baseline, memory, size, quality on search data."""
+        timings = self.timings([c.recipe for c in candidates], self.rounds, "search")
+        measured = []
+        for candidate in self.context.progress.track(candidates, "memory and quality of each candidate"):
+            metrics = self._times(candidate.recipe, timings)
+            metrics["size_bytes"] = float(self.model(candidate.recipe).size_bytes())
+            metrics["memory_bytes"] = self.memory(candidate.recipe)
+            metrics.update(self.quality(candidate.recipe, "search", units))
+            measured.append(candidate.with_measured(**metrics))
+        return measured
+
+    def _times(self, recipe: Recipe, timings: Mapping[str, tuple[Timing, int]]) -> dict[str, float]:
+        arm = str(recipe) if recipe.steps else BASELINE
+        metrics = {metric: timing.median_s(arm) / units for metric, (timing, units) in timings.items()}
+        if "tpot_s" in metrics:
+            metrics["throughput_tok_s"] = 1.0 / metrics["tpot_s"]
+        elif "latency_s" in metrics:
+            metrics["throughput_per_s"] = 1.0 / metrics["latency_s"]
+        return metrics
+
+    def prove(self, candidate: Candidate, evidence: Evidence, rounds: int) -> Candidate:
+        """The candidate measured again beside the baseline, on held-out data, every sample kept as evidence."""
+        timings = self.timings([candidate.recipe], rounds, "proof")
+        for metric, (timing, units) in timings.items():
+            evidence.add_timing(metric, timing, per_call=units)
+        metrics = self._times(candidate.recipe, timings)
+        units = self.subject.units("heldout")
+        metrics.update(self.quality(candidate.recipe, "heldout", units))
+        metrics["size_bytes"] = float(self.model(candidate.recipe).size_bytes())
+        metrics["memory_bytes"] = self.memory(candidate.recipe)
+        evidence.quality = {name: value for name, value in metrics.items() if not name.endswith(("_s", "_bytes"))}
+        return candidate.with_measured(**metrics)
+
+    def _cached(self, what: str, build: Any, *parts: Any) -> Any:
+        cache = self.context.cache
+        if cache is None:
+            return plain(build())
+        machine = [self.context.target.fingerprint, self.context.threads, self.context.seed]
+        return cache.json(
+            cache.key(what, self.subject.model.fingerprint(), self.subject.describe(), machine, *parts), build
+        )
