@@ -14,7 +14,6 @@ from headway.hardware.calibrate import (
     calibrate,
     cold_bytes,
     fixed_cost,
-    measure_attention,
     measure_form,
     warm_bytes,
 )
@@ -158,19 +157,6 @@ def test_the_fixed_cost_of_a_line_is_its_intercept(constant, slope, sizes):
 
 def test_one_shape_says_nothing_of_a_fixed_cost():
     assert fixed_cost({(8, 8): 1.0}) == fixed_cost({(8, 4): 1.0, (4, 8): 2.0}) == 0.0
-
-
-def test_attention_is_a_matrix_of_keys_and_values(clock):
-    def attend(keys):
-        return lambda: clock.take(CALL_S + keys * 384 * 5e-12)
-
-    rate = measure_attention(
-        attend, [128, 1024, 4096], 384, 768, TARGET, form="kv:f16", query_rows=3, threads=1, isa="avx2"
-    )
-    assert rate.bits_per_weight == 16
-    assert rate.call_s == pytest.approx(CALL_S, rel=1e-2)
-    assert [point.set_bytes for point in rate.points] == [128 * 768, 1024 * 768, 4096 * 768]
-    assert [point.seconds_per_weight for point in rate.points] == [pytest.approx(5e-12, rel=1e-2)] * 3
 
 
 def test_the_real_sweeper_and_a_real_product():

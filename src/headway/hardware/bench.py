@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import repeat
-from typing import Protocol
+from typing import Any, Protocol
 
 from headway.core.errors import Lacking
 
@@ -37,13 +37,17 @@ class Clears(Protocol):
     def sweep(self) -> None: ...
 
 
-def native_instruments() -> Instruments:
-    """The extension's instruments; raises `Lacking` when the extension was not built."""
+def native_module() -> Any:
+    """The native extension; raises `Lacking` when it was not built."""
     try:
-        extension = importlib.import_module("headway.kernels.cpu._cpu")
+        return importlib.import_module("headway.kernels.cpu._cpu")
     except ImportError as error:
         raise Lacking(f"the native extension cannot be loaded ({error})", "install headway again") from None
-    instruments: Instruments = extension.probe
+
+
+def native_instruments() -> Instruments:
+    """The extension's instruments; raises `Lacking` when it was not built."""
+    instruments: Instruments = native_module().probe
     return instruments
 
 

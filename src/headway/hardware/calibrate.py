@@ -202,39 +202,3 @@ def _known(target: Target, weight: Weight, threads: int, isa: str) -> bool:
         (rate.form, rate.threads, rate.isa) == (weight.form, threads, isa) and same_bits(rate.bits_per_weight, bits)
         for rate in target.kernels
     )
-
-
-def measure_attention(
-    attend: Callable[[int], Callable[[], object]],
-    key_counts: Sequence[int],
-    elements_per_key: int,
-    bytes_per_key: float,
-    target: Target,
-    *,
-    form: str,
-    query_rows: int,
-    threads: int,
-    isa: str,
-    point_s: float = 0.05,
-) -> KernelRate:
-    """The attention kernel as a `KernelRate` (`form` e.g. `kv:f16`): keys and values are its matrix.
-
-    `attend(keys)` prepares a cache of that many keys and returns the call to time. `elements_per_key` counts K and V
-    of all KV heads, `query_rows` the query heads that read one KV element at a decode step.
-    """
-    median: dict[int, float] = {}
-    for keys in key_counts:
-        call = attend(keys)
-        call()
-        times: list[float] = []
-        while len(times) < 5 or sum(times) < point_s:
-            begin = time.perf_counter()
-            call()
-            times.append(time.perf_counter() - begin)
-        median[keys] = statistics.median(times)
-    call_s = fixed_cost({(keys, elements_per_key): took for keys, took in median.items()})
-    points = tuple(
-        KernelPoint(query_rows, int(keys * bytes_per_key), max(took - call_s, 0.1 * took) / (keys * elements_per_key))
-        for keys, took in median.items()
-    )
-    return KernelRate(form, 8.0 * bytes_per_key / elements_per_key, isa, threads, call_s, points)
