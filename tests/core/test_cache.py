@@ -64,7 +64,8 @@ def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
     assert cache.json("k", lambda: 3) == 3
 
 
-def test_the_longest_unused_go_first(tmp_path: Path) -> None:
+def test_the_longest_unused_go_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headway.core.cache.EVICT_EVERY", 1)
     cache = StepCache(tmp_path, limit_bytes=5000)
     for number in range(4):
         cache.arrays(f"k{number}", lambda: {"a": np.zeros(200)})

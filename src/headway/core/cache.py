@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -21,7 +22,6 @@ import numpy.typing as npt
 
 from headway.core.errors import BadFile, BadInput
 from headway.core.files import (
-    atomic_folder,
     cache_folder,
     explained,
     make_folder,
@@ -30,12 +30,17 @@ from headway.core.files import (
     sha256_file,
     sha256_of,
     tree_files,
-    write_file,
 )
 from headway.core.jsontext import canonical_json, json_text
 
 DIGESTS = "digests.json"
 LIMIT_BYTES = 8 << 30
+EVICT_EVERY = 32
+"""Entries built between two looks at the cache's size."""
+
+STALE_S = 86_400.0
+"""A temporary folder this old was left by a process that died."""
+
 VERSION = 1
 """Part of every key: raise it when what steps write changes."""
 
@@ -50,6 +55,10 @@ class StepCache:
         self.limit_bytes = limit_bytes
         self.hits = 0
         self.misses = 0
+        for left in self.root.glob(".new-*"):
+            with suppress(OSError):
+                if time.time() - left.stat().st_mtime > STALE_S:
+                    remove(left)
 
     @staticmethod
     def key(*parts: Any) -> str:
@@ -69,18 +78,29 @@ class StepCache:
                 self.hits += 1
                 return entry
             self.misses += 1
-            with atomic_folder(entry, replace=True) as new:
+            self._build(entry, build)
+        if self.misses % EVICT_EVERY == 0:
+            self._evict(keep=key)
+        return entry
+
+    def _build(self, entry: Path, build: Callable[[Path], None]) -> None:
+        """Fill a temporary folder and rename it. Not fsynced: what a power cut tears, the digests find."""
+        with explained(entry):
+            new = Path(tempfile.mkdtemp(prefix=".new-", dir=self.root))
+            try:
                 build(new)
                 digests = {name: sha256_file(new / name) for name in tree_files(new)}
-                write_file(new / DIGESTS, json_text(digests).encode())
-        self._evict(keep=key)
-        return entry
+                (new / DIGESTS).write_text(json_text(digests))
+                new.rename(entry)
+            finally:
+                if new.exists():
+                    remove(new)
 
     def json(self, key: str, build: Callable[[], Any]) -> Any:
         """A JSON value."""
 
         def write(folder: Path) -> None:
-            write_file(folder / "value.json", json_text(build()).encode())
+            (folder / "value.json").write_text(json_text(build()))
 
         return read_json(self.folder(key, write) / "value.json")
 

@@ -20,7 +20,8 @@ class Candidate:
     recipe: Recipe
     predicted: Mapping[str, float] = field(default_factory=dict)
     measured: Mapping[str, float] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    raw_loss: float = 0.0
+    """Predicted loss before any correction by what was measured."""
 
     def with_measured(self, **metrics: float) -> Candidate:
         return replace(self, measured={**self.measured, **metrics})
@@ -34,7 +35,6 @@ class Candidate:
             "recipe": self.recipe.as_json(),
             "measured": dict(self.measured),
             "predicted": dict(self.predicted),
-            "notes": list(self.notes),
         }
 
 

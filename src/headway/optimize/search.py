@@ -106,9 +106,9 @@ def predict(
     """The cheapest allocation within a loss, as a candidate with corrected predictions."""
     picked = table.allocate(cost, loss_limit / corrections.loss)
     predicted = subject.predict(target, table.stored(picked), threads)
-    loss = table.total(table.loss, picked) * corrections.loss
-    metrics = {**corrections.apply(predicted), "quality": math.exp(-loss)}
-    return Candidate(space.fixed + table.recipe(picked) + Recipe(tuple(policies)), metrics)
+    loss = table.total(table.loss, picked)
+    metrics = {**corrections.apply(predicted), "quality": math.exp(-loss * corrections.loss)}
+    return Candidate(space.fixed + table.recipe(picked) + Recipe(tuple(policies)), metrics, raw_loss=loss)
 
 
 def rank(candidates: Sequence[Candidate], budget: Budget, objective: Objective) -> list[Candidate]:

@@ -1,0 +1,106 @@
+"""`ModuleSubject`: any torch module as the main path sees it: one forward pass, and agreement with the original."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from headway.core.model import Site
+from headway.core.module_model import ModuleModel
+from headway.core.module_workload import ModuleWorkload
+from headway.core.statistics import bootstrap
+from headway.core.target import Target
+from headway.core.workload import Workload, user_function
+from headway.hardware.module_cost import ModuleTrace, Replacement, predict_module, trace_module
+from headway.optimize.subject import Split
+
+Outputs = list[Any]
+
+
+class ModuleSubject:
+    """Times the model's sample; scores agreement on the workload's search and held-out inputs."""
+
+    latency_metric = "latency_s"
+
+    def __init__(self, model: ModuleModel, workload: Workload) -> None:
+        self.model = model
+        self.workload = workload
+        self.data: ModuleWorkload = workload.data if workload.data is not None else model.workload()
+        self._originals: dict[tuple[Split, int], Outputs] = {}
+        self._judge = user_function(workload.quality) if ":" in workload.quality else self.data.agreement
+
+    def describe(self) -> Mapping[str, Any]:
+        return {
+            "sample": [list(t.shape) for t in self.model.sample if isinstance(t, torch.Tensor)],
+            "inputs": {split: self.units(split) for split in ("search", "heldout")},
+            "calibration": len(self.data.calibration),
+            "quality": self.workload.quality if ":" in self.workload.quality else self.data.metric,
+        }
+
+    def calibration(self) -> Sequence[tuple[Any, ...]]:
+        return self.data.calibration
+
+    def clocks(self, model: ModuleModel) -> Mapping[str, tuple[Callable[[], object], int]]:
+        return {"latency_s": (lambda: model.run(model.sample), 1)}
+
+    def units(self, split: Split) -> int:
+        return len(self._pieces(split))
+
+    def _pieces(self, split: Split) -> Sequence[tuple[Any, ...]]:
+        return self.data.search if split == "search" else self.data.heldout
+
+    def score(self, model: ModuleModel, split: Split, units: int) -> Outputs:
+        return [model.run(inputs) for inputs in self._pieces(split)[:units]]
+
+    def original(self, split: Split, units: int) -> Outputs:
+        key = (split, units)
+        if key not in self._originals:
+            self._originals[key] = self.score(self.model, split, units)
+        return self._originals[key]
+
+    def compare(self, original: Outputs, candidate: Outputs) -> Mapping[str, float]:
+        pairs = zip(original, candidate, strict=True)
+        scores = np.concatenate([np.atleast_1d(np.asarray(self._judge(a, b), np.float64)) for a, b in pairs])
+        found = bootstrap(scores, lambda values: values.mean(axis=-1)) if len(scores) > 1 else None
+        mean = float(scores.mean())
+        name = "top1_agreement" if self.data.metric == "top-1 agreement" else "agreement"
+        low, high = (found.low, found.high) if found is not None else (mean, mean)
+        return {"quality": mean, name: mean, "quality_low": low, "quality_high": high}
+
+    @cached_property
+    def trace(self) -> ModuleTrace:
+        """One forward of the unmodified model, timed site by site."""
+        shapes = {site.name: (site.out_features, site.in_features) for site in self.model.sites()}
+        return trace_module(self.model.runtime, self.model.sample, shapes)
+
+    def predict(
+        self, target: Target, stored: Mapping[str, tuple[str, float]], threads: int
+    ) -> Mapping[str, Mapping[str, float]]:
+        held = {site.name: self.model.weight(site.name) for site in self.model.sites()}
+        replaced = {
+            name: Replacement(form, nbytes)
+            for name, (form, nbytes) in stored.items()
+            if name in self.trace.sites and (form, nbytes) != (held[name].form, float(held[name].nbytes))
+        }
+        made = predict_module(
+            self.trace, replaced, target, threads=threads, baseline_size_bytes=float(self.model.size_bytes())
+        )
+        return {
+            "latency_s": made.parts["latency_s"],
+            "memory_bytes": made.memory,
+            "size_bytes": {"weights": made.costs.size_bytes or 0.0},
+        }
+
+    def gradients(self) -> Callable[[Any, Any], torch.Tensor]:
+        return self.data.loss
+
+    def site_seconds(self, target: Target, site: Site, form: str, nbytes: float, threads: int) -> float:
+        if site.name not in self.trace.sites:
+            return 0.0
+        changed = self.predict(target, {site.name: (form, nbytes)}, threads)["latency_s"]
+        kept = self.trace.seconds - self.trace.sites[site.name].seconds
+        return max(0.0, sum(changed.values()) - kept)

@@ -1,0 +1,194 @@
+"""The main path: measure the original, propose, predict, apply, measure, keep the front, prove the winner, save.
+
+Read `optimize` from top to bottom: it is the whole story. Every dear step goes through the step cache, so Ctrl-C
+loses nothing and a second run pays only for what is new.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from headway.core.cache import StepCache
+from headway.core.evidence import Evidence
+from headway.core.ledger import Ledger
+from headway.core.system import Context
+from headway.hardware.correct import Run as MeasuredRun
+from headway.hardware.correct import learn
+from headway.optimize.candidate import Candidate, choose, pareto, violations
+from headway.optimize.losses import make_space
+from headway.optimize.measuring import UNMODIFIED, Bench
+from headway.optimize.request import Request
+from headway.optimize.result import Result, save
+from headway.optimize.search import Corrections, Space, propose
+from headway.optimize.subject import Subject
+from headway.optimize.subjects import make_subject
+
+PROPOSED = 8
+"""Candidates of one round that are applied and scored on little data."""
+SURVIVORS = 3
+"""Of those, how many are measured in full."""
+WORTH = 0.01
+"""A proposal is worth a round when it is predicted to better the best so far by this share."""
+ROUNDS = 4
+PROOF_ROUNDS = 40
+
+
+def optimize(request: Request) -> Result:
+    """Bring the model under the budget; `Result.met` says whether it could be."""
+    search = Search.begin(request)
+    baseline = search.measure([Candidate(UNMODIFIED)])[0]
+    space = make_space(search.subject, search.context, request)
+    while search.goes_on():
+        proposals = search.promising(space)
+        if not proposals:
+            break
+        search.measure(search.halve(proposals))
+        search.learn(space)
+    winner, met, evidence = search.prove()
+    front = pareto(search.measured)
+    result = Result(request, search.bench, baseline, winner, front, search.measured, met, evidence)
+    save(result)
+    Ledger.open().append(evidence)
+    return result
+
+
+@dataclass
+class Search:
+    """The state of one optimisation: what was measured, and what that taught the predictor."""
+
+    request: Request
+    subject: Subject
+    context: Context
+    bench: Bench
+    deadline: float
+    measured: list[Candidate] = field(default_factory=list)
+    corrections: Corrections = field(default_factory=Corrections)
+    rounds: int = 0
+
+    @classmethod
+    def begin(cls, request: Request) -> Search:
+        subject = make_subject(request.model, request.workload)
+        context = Context(
+            request.target,
+            subject.calibration(),
+            StepCache(),
+            request.threads,
+            request.seed,
+            progress=request.progress,
+        )
+        return cls(request, subject, context, Bench(subject, context), time.monotonic() + request.time_s)
+
+    def goes_on(self) -> bool:
+        return self.rounds < ROUNDS and time.monotonic() < self.deadline
+
+    def promising(self, space: Space) -> list[Candidate]:
+        """Proposals not measured yet that are predicted to better the best so far; none when nothing would."""
+        request = self.request
+        self.rounds += 1
+        with request.progress.task(f"round {self.rounds}: predicting recipes"):
+            proposals = propose(
+                space,
+                self.subject,
+                request.target,
+                request.threads,
+                request.budget,
+                request.objective,
+                self.corrections,
+                6 * PROPOSED,
+                request.seed + self.rounds,
+            )
+        known = {str(candidate.recipe) for candidate in self.measured}
+        fresh = [candidate for candidate in proposals if str(candidate.recipe) not in known]
+        if self.rounds == 1:
+            return spread(fresh, PROPOSED, request)
+        best, met = choose(self.measured, request.budget, request.objective)
+        return [candidate for candidate in fresh if self._betters(candidate, best, met)][:PROPOSED]
+
+    def _betters(self, candidate: Candidate, best: Candidate, met: bool) -> bool:
+        """Whether the prediction beats the best measured candidate by what is worth another round."""
+        objective, budget = self.request.objective, self.request.budget
+        missed = max((v.missed_by for v in budget.check(candidate.predicted)), default=0.0)
+        if met:
+            return not missed and objective.value(candidate.predicted) < (1 - WORTH) * objective.value(best.measured)
+        return missed < max(v.missed_by for v in violations(best, budget)) - WORTH
+
+    def halve(self, proposals: Sequence[Candidate]) -> list[Candidate]:
+        """Successive halving on quality: few windows for all, twice as many for the better half, and so on."""
+        units = max(1, self.subject.units("search") // 4)
+        alive = list(proposals)
+        while True:
+            scored = [
+                candidate.with_measured(**self.bench.quality(candidate.recipe, "search", units))
+                for candidate in self.request.progress.track(
+                    alive, f"quality of {len(alive)} recipes, {units} pieces each"
+                )
+            ]
+            self._learn_loss(scored)
+            keep = max(SURVIVORS, math.ceil(len(scored) / 2))
+            alive = spread(scored, keep, self.request)
+            if len(alive) <= SURVIVORS:
+                return alive
+            units = min(2 * units, self.subject.units("search"))
+
+    def measure(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        measured = self.bench.measure(candidates, self.subject.units("search"))
+        self.measured += measured
+        return measured
+
+    def learn(self, space: Space) -> None:
+        """Teach the predictor what the measured candidates cost and lost."""
+        self._learn_loss(self.measured)
+        target, threads = self.request.target, self.request.threads
+        runs: dict[str, list[MeasuredRun]] = {}
+        for candidate in self.measured:
+            stored = stored_forms(self.bench.model(candidate.recipe))
+            for metric, parts in self.subject.predict(target, stored, threads).items():
+                if metric in candidate.measured:
+                    runs.setdefault(metric, []).append(MeasuredRun(parts, candidate.measured[metric]))
+        metrics = {metric: learn(found) for metric, found in runs.items()}
+        self.corrections = Corrections(self.corrections.loss, metrics)
+
+    def _learn_loss(self, candidates: Sequence[Candidate]) -> None:
+        """The median of measured over predicted loss, of the recipes that lose enough to tell."""
+        ratios = [
+            -math.log(max(candidate.measured["quality"], 1e-6)) / candidate.raw_loss
+            for candidate in candidates
+            if candidate.raw_loss > 1e-3 and "quality" in candidate.measured
+        ]
+        if ratios:
+            factor = min(max(statistics.median(ratios), 0.02), 50.0)
+            self.corrections = Corrections(factor, self.corrections.metrics)
+
+    def prove(self) -> tuple[Candidate, bool, Evidence]:
+        """The best candidate, measured again on held-out data; the next one when it does not hold there."""
+        request = self.request
+        left = list(self.measured)
+        while True:
+            winner, _ = choose(left, request.budget, request.objective)
+            evidence = Evidence.begin("optimize", request.model.name, request.target, request.seed, request.threads)
+            with request.progress.task("proving the winner on held-out data"):
+                proven = self.bench.prove(winner, evidence, PROOF_ROUNDS)
+            met = not violations(proven, request.budget)
+            left.remove(winner)
+            if met or not any(not violations(candidate, request.budget) for candidate in left):
+                return proven, met, evidence
+
+
+def spread(candidates: Sequence[Candidate], count: int, request: Request) -> list[Candidate]:
+    """At most `count`: the best by the budget and the objective, then a ladder over quality, so that a front appears."""
+
+    def missed(candidate: Candidate) -> float:
+        return max((v.missed_by for v in request.budget.check(candidate.best_known())), default=0.0)
+
+    ranked = sorted(candidates, key=lambda c: (missed(c), request.objective.value(c.best_known())))
+    best, rest = ranked[: max(1, count // 2)], ranked[max(1, count // 2) :]
+    rest.sort(key=lambda c: c.best_known()["quality"])
+    wanted = count - len(best)
+    if wanted <= 0 or not rest:
+        return best[:count]
+    step = max(1.0, len(rest) / wanted)
+    return best + [rest[min(int(i * step), len(rest) - 1)] for i in range(min(wanted, len(rest)))]
