@@ -19,6 +19,8 @@ ROLES: Mapping[str, str] = {
     "predicted": "predicted only, never measured",
 }
 
+SIGNS: Mapping[str, str] = {"<=": "≤", ">=": "≥", "<": "<", ">": ">"}
+
 Json = dict[str, Any]
 
 
@@ -33,13 +35,13 @@ def chart_data(run: Run) -> Json:
         "limits": [
             {
                 "metric": limit.metric,
-                "op": limit.op,
+                "op": "<=" if limit.at_most else ">=",
                 "limit": limit.limit,
                 "label": limit_label(limit.metric, limit.op, limit.limit),
             }
             for limit in run.limits
         ],
-        "samples": sample_groups(run),
+        "samples": [{**group, "unit": None} for group in sample_groups(run)],
         "ratios": [_ratio(ratio) for ratio in run.ratios],
         "sites": cells(run.sites)[0],
         "sitesAxis": cells(run.sites)[1],
@@ -49,7 +51,7 @@ def chart_data(run: Run) -> Json:
 
 def limit_label(key: str, op: str, limit: float) -> str:
     what = metric(key)
-    return f"{what.label.lower()} {'≤' if op == '<=' else '≥'} {what.write(limit, exact=True)}"
+    return f"{what.label.lower()} {SIGNS[op]} {what.write(limit, exact=True)}"
 
 
 def role_words(run: Run, role: str) -> str:
@@ -145,16 +147,18 @@ def spoken(run: Run, candidate: Shown) -> str:
 def sample_groups(run: Run) -> list[Json]:
     """Samples by metric; each arm with its quartiles."""
     groups: dict[str, list[Json]] = {}
+    units: dict[str, Metric] = {}
     for samples in run.samples:
         if not samples.values:
             continue
         low, high = spread(samples.values)
+        what = units.setdefault(samples.metric, metric(samples.metric, samples.unit))
         groups.setdefault(samples.metric, []).append(
             {
                 "arm": samples.arm,
                 "role": samples.role,
                 "values": list(samples.values),
-                "said": [metric(samples.metric).write(value, 4) for value in samples.values],
+                "said": [what.write(value, 4) for value in samples.values],
                 "low": low,
                 "median": median(samples.values),
                 "high": high,
@@ -162,10 +166,12 @@ def sample_groups(run: Run) -> list[Json]:
         )
     made = []
     for key, arms in groups.items():
-        what = metric(key)
+        what = units[key]
         unit = what.unit([max(arm["values"]) for arm in arms])
         title = f"{what.label.lower()}, {unit.text}" if unit.text else what.label.lower()
-        made.append({"metric": key, "label": what.label, "title": title, "scale": unit.scale, "arms": arms})
+        made.append(
+            {"metric": key, "label": what.label, "title": title, "scale": unit.scale, "unit": what, "arms": arms}
+        )
     return made
 
 
@@ -189,7 +195,7 @@ def floor_text(floor: float | None) -> str:
 
 def _ratio(ratio: Ratio) -> Json:
     floor = ratio.floor if ratio.floor is not None and ratio.floor != float("inf") else 0.0
-    improved = (ratio.value < 1) == metric(ratio.metric).lower_is_better
+    standing = {"faster": "better", "slower": "worse"}.get(ratio.verdict, ratio.verdict)
     return {
         "label": metric(ratio.metric).label if ratio.label == "" else ratio.label,
         "value": ratio.value,
@@ -197,7 +203,7 @@ def _ratio(ratio: Ratio) -> Json:
         "high": ratio.high,
         "floorLow": 1 / (1 + floor),
         "floorHigh": 1 + floor,
-        "standing": "none" if ratio.verdict == "none" else ("better" if improved else "worse"),
+        "standing": standing,
         "said": ratio_text(ratio),
         "floorSaid": floor_text(ratio.floor),
         "words": ratio_words(ratio),

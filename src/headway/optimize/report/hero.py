@@ -31,7 +31,7 @@ def _limit(limit: Limit) -> Markup:
     what = metric(limit.metric)
     here, bound, low, high = limit.here, limit.limit, 0.0, 0.0
     if here is not None:
-        if what.kind == "share" and limit.op == ">=":
+        if what.kind == "share" and not limit.at_most:
             low = min(here, bound) - 2 * max(abs(here - bound), abs(1 - bound), 0.005)
             high = max(1.0, here, bound)
         else:

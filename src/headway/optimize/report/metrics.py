@@ -86,11 +86,13 @@ METRICS: dict[str, Metric] = {
 }
 
 
-def metric(key: str) -> Metric:
-    """The metric of that key; an unknown one is shown under its own name, by its suffix's unit."""
+def metric(key: str, unit: str = "") -> Metric:
+    """The metric of that key; an unknown one is shown under its own name, by its `unit` or its suffix."""
     if key in METRICS:
         return METRICS[key]
     label = key.replace("_", " ")
+    if unit in ("s", "B"):
+        return _time(key, label) if unit == "s" else Metric(key, label, "bytes")
     if key.endswith("_s") and not key.endswith("per_s"):
         return _time(key, label.removesuffix(" s"))
     if key.endswith("_bytes"):

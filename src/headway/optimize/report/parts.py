@@ -45,6 +45,11 @@ def tickbox(run: Run, name: str, label: str) -> Markup:
     return tag("label", tag("input", type="checkbox", data_check=name), label, class_="check")
 
 
+def head(columns: Sequence[str], right: Sequence[int] = ()) -> Markup:
+    """A table's head; the columns at the places `right` hold numbers."""
+    return tag("tr", [tag("th", word, class_="right" if at in right else None) for at, word in enumerate(columns)])
+
+
 def table(head: Markup, rows: Sequence[Markup], label: str) -> Markup:
     return tag(
         "div",

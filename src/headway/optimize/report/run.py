@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +21,7 @@ class Limit:
     metric: str
     """A key of `measured`, e.g. `tpot_s`."""
     op: str
-    """`<=` or `>=`."""
+    """`<=`, `>=`, `<` or `>`."""
     limit: float
     here: float | None
     """None where nothing was measured or predicted."""
@@ -31,7 +32,12 @@ class Limit:
     def met(self) -> bool:
         if self.here is None:
             return False
-        return self.here <= self.limit if self.op == "<=" else self.here >= self.limit
+        holds = {"<=": operator.le, "<": operator.lt, ">=": operator.ge, ">": operator.gt}[self.op]
+        return bool(holds(self.here, self.limit))
+
+    @property
+    def at_most(self) -> bool:
+        return self.op[0] == "<"
 
     @property
     def spare(self) -> float | None:
@@ -39,7 +45,7 @@ class Limit:
         if self.here is None or self.limit == 0:
             return None
         gap = (self.limit - self.here) / abs(self.limit)
-        return gap if self.op == "<=" else -gap
+        return gap if self.at_most else -gap
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ class Ratio:
     floor: float | None
     """Relative difference that A against A leaves possible: 0.02 is 2%; None where it was not measured."""
     verdict: str
-    """`faster`, `slower` or `none`."""
+    """`faster`, `slower`, `better`, `worse` or `none`."""
     label: str = ""
     """How the row is called; empty: by its metric."""
 
@@ -84,6 +90,8 @@ class Samples:
     values: tuple[float, ...]
     role: str = "candidate"
     """`baseline`, `again` (the baseline's second run, A against A) or `candidate`."""
+    unit: str = ""
+    """`s`, `B` ...: how a measurement that is no known metric is written."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +142,8 @@ class Run:
     samples: tuple[Samples, ...] = ()
     bars: tuple[Bar, ...] = ()
     sites: tuple[SiteBits, ...] = ()
+    quality: Plain = field(default_factory=dict)
+    """What was scored on held-out data, with interval ends as `NAME_low` and `NAME_high`."""
     workload: Plain = field(default_factory=dict)
     target: Plain = field(default_factory=dict)
     versions: Plain = field(default_factory=dict)

@@ -7,19 +7,15 @@ from headway.optimize.report.charts import (
     accuracy_axes,
     axes,
     bits_summary,
-    floor_text,
     prediction_error,
-    ratio_text,
     role_words,
-    sample_groups,
-    spread,
 )
 from headway.optimize.report.hero import hero
 from headway.optimize.report.markup import Child, Markup, render, tag
+from headway.optimize.report.measurements import measurements
 from headway.optimize.report.metrics import metric, percent
-from headway.optimize.report.parts import card, chart, code, facts, legend, segments, table, tickbox
+from headway.optimize.report.parts import card, chart, code, facts, head, legend, segments, table, tickbox
 from headway.optimize.report.run import Run, Shown
-from headway.optimize.report.words import ratio_words
 
 NOTHING = Markup("")
 
@@ -93,7 +89,7 @@ def front(run: Run) -> Markup:
 def _candidates(run: Run) -> Markup:
     known = [key for key in run.metrics() if any(key in candidate.measured for candidate in run.candidates)]
     keys = sorted(known, key=lambda key: (key != "quality", key != run.objective))
-    head = tag("tr", tag("th", "Recipe"), [tag("th", metric(key).label, class_="right") for key in keys])
+    columns = head(["Recipe", *(metric(key).label for key in keys)], right=range(1, len(keys) + 1))
     order = {role: place for place, role in enumerate(("winner", "baseline", "front", "measured", "predicted"))}
     objective = run.objective or (keys[0] if keys else "")
     ranked = sorted(
@@ -112,7 +108,7 @@ def _candidates(run: Run) -> Markup:
     ]
     return tag(
         "div",
-        tag("table", tag("thead", head), tag("tbody", rows)),
+        tag("table", tag("thead", columns), tag("tbody", rows)),
         class_="wide tall",
         tabindex="0",
         role="region",
@@ -136,133 +132,12 @@ def _cell(candidate: Shown, key: str) -> Child:
     return [what.write(candidate.measured.get(key)), aside]
 
 
-def measurements(run: Run) -> Markup:
-    """Paired ratios beside the noise floor, and every sample."""
-    if not run.ratios and not run.samples:
-        return NOTHING
-    parts: list[Child] = [
-        tag(
-            "p",
-            "The arms ran interleaved in random order in one process, and the original ran twice: its ratio to itself "
-            "is the noise floor of this machine. A difference inside it is called none.",
-            class_="small muted",
-        )
-    ]
-    if run.ratios:
-        head = tag(
-            "tr",
-            [
-                tag("th", word, class_=right)
-                for word, right in (
-                    ("Compared", None),
-                    ("Median ratio [95%]", "right"),
-                    ("Noise floor", "right"),
-                    ("Rounds", "right"),
-                    ("So", None),
-                )
-            ],
-        )
-        rows = [
-            tag(
-                "tr",
-                tag(
-                    "td",
-                    ratio.label or metric(ratio.metric).label,
-                    tag("br"),
-                    tag("small", f"{ratio.candidate} ÷ {ratio.baseline}", class_="muted"),
-                    class_="text",
-                ),
-                tag("td", ratio_text(ratio), class_="right"),
-                tag("td", floor_text(ratio.floor), class_="right"),
-                tag("td", str(ratio.n), class_="right"),
-                tag("td", ratio_words(ratio)),
-            )
-            for ratio in run.ratios
-        ]
-        parts += [
-            tag("h3", "Ratios"),
-            tag(
-                "figure",
-                chart(
-                    run,
-                    "ratios",
-                    "Median paired ratios with 95% intervals, the noise floor behind each; also in the table below.",
-                ),
-                legend(
-                    [
-                        ("better", "better"),
-                        ("worse", "worse"),
-                        ("none", "no difference"),
-                        ("noise", "noise floor, A against A"),
-                    ]
-                ),
-            ),
-            table(head, rows, "Ratios"),
-        ]
-    groups = sample_groups(run)
-    if groups:
-        controls = (
-            [segments(run, "metric", "Metric", [(group["metric"], group["label"]) for group in groups])]
-            if len(groups) > 1
-            else []
-        )
-        controls.append(segments(run, "view", "View", [("spread", "spread"), ("order", "in order")]))
-        parts += [
-            tag("h3", "Samples", style="margin-top:1.6rem"),
-            tag(
-                "figure",
-                tag("div", controls, class_="controls"),
-                chart(
-                    run,
-                    "samples",
-                    "Every sample of every arm, with medians and quartiles. The table below has the medians.",
-                ),
-                legend(
-                    [
-                        ("arm-baseline", "original"),
-                        ("arm-again", "original again (A against A)"),
-                        ("arm-candidate", "candidate"),
-                    ]
-                ),
-            ),
-            _samples_table(run),
-        ]
-    return card(run, "measurements", "How sure that is", *parts)
-
-
-def _samples_table(run: Run) -> Markup:
-    words = (
-        ("Metric", None),
-        ("Arm", None),
-        ("Samples", "right"),
-        ("Lower quartile", "right"),
-        ("Median", "right"),
-        ("Upper quartile", "right"),
-    )
-    head = tag("tr", [tag("th", word, class_=right) for word, right in words])
-    rows = []
-    for group in sample_groups(run):
-        what = metric(group["metric"])
-        for arm in group["arms"]:
-            low, high = spread(arm["values"])
-            numbers = [str(len(arm["values"])), what.write(low), what.write(arm["median"]), what.write(high)]
-            rows.append(
-                tag(
-                    "tr",
-                    tag("td", what.label),
-                    tag("td", arm["arm"], class_="text"),
-                    [tag("td", one, class_="right") for one in numbers],
-                )
-            )
-    return tag("details", tag("summary", "Medians and quartiles"), table(head, rows, "Samples"))
-
-
 def bits(run: Run) -> Markup:
     """Which layers got how many bits."""
     if not run.sites:
         return NOTHING
     whole, weights = sum(site.nbytes for site in run.sites), sum(site.parameters for site in run.sites)
-    head = tag("tr", tag("th", "Stored as"), [tag("th", word, class_="right") for word in ("Sites", "Bytes", "Share")])
+    columns = head(("Stored as", "Sites", "Bytes", "Share"), right=(1, 2, 3))
     rows = [
         tag(
             "tr",
@@ -290,7 +165,7 @@ def bits(run: Run) -> Markup:
             chart(run, "bits", "Bits per weight of every site, by layer and role."),
             tag("ul", [tag("li", icons.swatch(name), f"{text} bits") for name, text in classes], class_="key"),
         ),
-        table(head, rows, "Bytes by form"),
+        table(columns, rows, "Bytes by form"),
     )
 
 
@@ -323,7 +198,6 @@ def bars(run: Run) -> Markup:
     """The bars of a proof: the paper's figure, the bar, the figure here."""
     if not run.bars:
         return NOTHING
-    head = tag("tr", [tag("th", word) for word in ("", "Bar", "Paper", "Must be", "Here")])
     rows = [
         tag(
             "tr",
@@ -339,7 +213,9 @@ def bars(run: Run) -> Markup:
         tag("p", "Claim: ", run.claim, class_="small") if run.claim else None,
         tag("p", run.paper, class_="small muted") if run.paper else None,
     ]
-    return card(run, "bars", "Bars of the proof", *intro, table(head, rows, "Bars"))
+    return card(
+        run, "bars", "Bars of the proof", *intro, table(head(("", "Bar", "Paper", "Must be", "Here")), rows, "Bars")
+    )
 
 
 def machine(run: Run) -> Markup:

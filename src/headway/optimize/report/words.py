@@ -44,7 +44,7 @@ def miss(limit: Limit) -> str:
     what = metric(limit.metric)
     if limit.here is None:
         return "(nothing was measured)"
-    bound = "at most" if limit.op == "<=" else "at least"
+    bound = {"<=": "at most", "<": "less than", ">=": "at least", ">": "more than"}[limit.op]
     amount = "" if limit.spare is None else f"by {percent(-limit.spare)} "
     return f"{amount}({what.write(limit.here)} against {bound} {what.write(limit.limit, exact=True)})"
 
@@ -78,12 +78,10 @@ def ratio_words(ratio: Ratio) -> str:
     """What the comparison allows to say; a difference inside the noise floor is none."""
     if not math.isfinite(ratio.high) or ratio.low <= 0:
         return f"too few pairs ({ratio.n}) to say"
-    what = metric(ratio.metric)
     if ratio.verdict == "none":
         return "no difference beyond the noise"
-    speed = max(ratio.value, 1 / ratio.value)
-    word = what.better if (ratio.value < 1) == what.lower_is_better else what.worse
-    return f"{times(speed)} {word}"
+    size = max(ratio.value, 1 / ratio.value)
+    return f"{times(size) if size >= 1.195 else percent(size - 1)} {ratio.verdict}"
 
 
 def _name(limit: Limit) -> str:
