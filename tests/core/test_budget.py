@@ -32,6 +32,11 @@ def test_limits_are_read_in_order_with_base_units() -> None:
     }
 
 
+def test_a_key_has_its_limit_or_none() -> None:
+    budget = Budget.parse("size<=90MB")
+    assert (budget.limit("size"), budget.limit("kl")) == (9e7, None)
+
+
 def test_an_empty_budget_holds_for_anything() -> None:
     assert Budget.parse("  ") == Budget() and Budget().met({})
 

@@ -45,7 +45,7 @@ METRICS: dict[str, Metric] = {
         Metric("kl", {"ratio": ("kl",)}, "low", "ratio"),
         Metric("top1_agreement", {"ratio": ("top1_agreement",)}, "high", "ratio"),
         Metric("energy", {"energy": ("energy_j",), "energy per token": ("energy_j",)}, "low", "energy per token"),
-        Metric("cost", {"money per hour": ("cost_usd_h",)}, "low", "money per hour"),
+        Metric("cost", {"money per hour": ("cost_usd_per_h",)}, "low", "money per hour"),
     )
 }
 
@@ -161,6 +161,10 @@ class Budget:
     def met(self, measured: Mapping[str, float]) -> bool:
         return not self.check(measured)
 
+    def limit(self, key: str) -> float | None:
+        """The value of that key's limit in base units, if it has one."""
+        return next((limit.value for limit in self.limits if limit.metric == key), None)
+
     def spare(self, measured: Mapping[str, float]) -> dict[str, float]:
         """Metric -> share of its limit left over (negative: missed), for what was measured."""
         spare = {}
@@ -239,7 +243,7 @@ def _quantity(text: str, start: int, value: str, metric: Metric, example: str) -
 class Objective:
     """What to minimise once the budget holds."""
 
-    name: str
+    name: str = "latency"
 
     @classmethod
     def parse(cls, text: str) -> Objective:
