@@ -1,0 +1,115 @@
+"""`WeightTransform`: what every weight system shares; a system only says how it makes and stores one matrix."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+
+from headway.core.files import sha256_of
+from headway.core.model import Model, Site
+from headway.core.system import YES, Context, Costs, Transform, Verdict, WeightSettings, no, sites_taken
+from headway.core.target import Target
+from headway.core.weight import F32, Weight
+from headway.hardware.rates import Rates
+from headway.llm.weights.base import form_class
+
+S = TypeVar("S", bound=WeightSettings)
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One site's work: its float value w (out, in) and, where the system calibrates, H = mean x x^T (in, in)."""
+
+    site: Site
+    value: F32
+    hessian: F32 | None
+
+
+class WeightTransform(Transform[S]):
+    """Quantise, factorise or encode the weights of linear sites, one by one, each result kept in the step cache.
+
+    The cache key of a site is what the result depends on and no more (its value, its H, the settings less the
+    patterns), so recipes that give a site the same treatment share it.
+    """
+
+    version: ClassVar[int] = 1
+    """Raise it when the same settings make another weight."""
+
+    skips: ClassVar[frozenset[str]] = frozenset({"embedding", "head"})
+    """Kinds of site left alone unless `only` names them."""
+
+    @abstractmethod
+    def make(self, matrix: Matrix, settings: S) -> Weight:
+        """The stored form of one matrix."""
+
+    @abstractmethod
+    def stored(self, site: Site, settings: S) -> tuple[str, float]:
+        """Name and bytes of the form that `make` will give, without making it."""
+
+    def calibrates(self, settings: S) -> bool:
+        """Whether `make` wants H."""
+        return False
+
+    def taken(self, settings: S, sites: Sequence[Site]) -> list[Site]:
+        """The sites this system takes: those of kinds it skips only where `only` names them."""
+        chosen = sites_taken(settings, sites)
+        return [site for site in chosen if site.kind not in self.skips or settings.only]
+
+    def applies(self, model: Model, target: Target) -> Verdict:
+        return YES if model.sites() else no("it has no linear layer or 1x1 convolution")
+
+    def apply(self, model: Model, settings: S, context: Context) -> Model:
+        """Raises `BadInput` for weights that are not finite, and where calibration needs inputs that are missing."""
+        return model.with_weights(self.weights(model, settings, context, self.taken(settings, model.sites())))
+
+    def weights(self, model: Model, settings: S, context: Context, sites: Sequence[Site]) -> dict[str, Weight]:
+        """The stored form of every site, from the cache where it is there, else made on all threads."""
+        from headway.llm.weights.calibration import hessians
+
+        found = hessians(model, context, sites) if self.calibrates(settings) else None
+
+        def one(site: Site) -> tuple[str, Weight]:
+            value = model.weight(site.name).dequantize()
+            return site.name, self._cached(Matrix(site, value, found[site.name] if found else None), settings, context)
+
+        with ThreadPoolExecutor(max(1, context.threads)) as pool:
+            made = pool.map(one, sites)
+            return dict(context.progress.track(made, f"{self.card.slug}: {len(sites)} matrices", len(sites)))
+
+    def _cached(self, matrix: Matrix, settings: S, context: Context) -> Weight:
+        if context.cache is None:
+            return self.make(matrix, settings)
+        what = settings.model_dump(exclude={"only", "skip"})
+        content = [
+            sha256_of(np.ascontiguousarray(a).tobytes()) for a in (matrix.value, matrix.hessian) if a is not None
+        ]
+        key = context.cache.key("weight", self.card.slug, self.version, what, list(matrix.value.shape), content)
+        kept: dict[str, Mapping[str, Any]] = {}
+
+        def build() -> Mapping[str, Any]:
+            weight = self.make(matrix, settings)
+            kept.update(meta=weight.meta(), form={"form": weight.form})
+            return weight.tensors()
+
+        arrays = context.cache.arrays(key, build)
+        meta = context.cache.json(f"{key}-meta", lambda: {**kept["form"], "meta": dict(kept["meta"])})
+        return form_class(meta["form"]).load(arrays, meta["meta"])
+
+    def predict(self, model: Model, target: Target, settings: S) -> Costs:
+        """Bytes of all weights, and seconds of one row through every site, from the target's kernel rates."""
+        taken = {site.name for site in self.taken(settings, model.sites())}
+        rates = Rates(target, target.cores)
+        sizes: dict[str, tuple[str, float]] = {}
+        for site in model.sites():
+            weight = model.weight(site.name)
+            held = (weight.form, float(weight.nbytes))
+            sizes[site.name] = self.stored(site, settings) if site.name in taken else held
+        total = sum(nbytes for _, nbytes in sizes.values())
+        seconds = sum(rates.product_s(*sizes[site.name], float(site.parameters), 1.0, total) for site in model.sites())
+        old = sum(model.weight(site.name).nbytes for site in model.sites())
+        return Costs(latency_s=seconds, size_bytes=model.size_bytes() - old + total)
