@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from headway.core.files import sha256_of
 from headway.core.model import Model, Site
@@ -19,6 +23,9 @@ from headway.hardware.rates import Rates
 from headway.llm.weights.base import form_class
 
 S = TypeVar("S", bound=WeightSettings)
+
+FILE, KEY = "weight.safetensors", "weight"
+"""Name of a cached weight's file, and of the entry of its header that describes it."""
 
 
 @dataclass(frozen=True)
@@ -89,16 +96,18 @@ class WeightTransform(Transform[S]):
             sha256_of(np.ascontiguousarray(a).tobytes()) for a in (matrix.value, matrix.hessian) if a is not None
         ]
         key = context.cache.key("weight", self.card.slug, self.version, what, list(matrix.value.shape), content)
-        kept: dict[str, Mapping[str, Any]] = {}
 
-        def build() -> Mapping[str, Any]:
+        def build(folder: Path) -> None:
             weight = self.make(matrix, settings)
-            kept.update(meta=weight.meta(), form={"form": weight.form})
-            return weight.tensors()
+            described = json.dumps({"form": weight.form, "meta": dict(weight.meta())})
+            save_file(
+                {name: np.ascontiguousarray(a) for name, a in weight.tensors().items()}, folder / FILE, {KEY: described}
+            )
 
-        arrays = context.cache.arrays(key, build)
-        meta = context.cache.json(f"{key}-meta", lambda: {**kept["form"], "meta": dict(kept["meta"])})
-        return form_class(meta["form"]).load(arrays, meta["meta"])
+        file = context.cache.folder(key, build) / FILE
+        with safe_open(file, "numpy") as opened:
+            described = json.loads(opened.metadata()[KEY])
+        return form_class(described["form"]).load(load_file(file), described["meta"])
 
     def predict(self, model: Model, target: Target, settings: S) -> Costs:
         """Bytes of all weights, and seconds of one row through every site, from the target's kernel rates."""
