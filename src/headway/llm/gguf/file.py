@@ -6,13 +6,16 @@ import mmap
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from headway.core.errors import BadFile, BadInput
 from headway.llm.gguf import blocks
 from headway.llm.gguf.blocks import BLOCKS, F32, U8, Affine
 from headway.llm.gguf.header import Header, TensorInfo
+from headway.llm.stored_form import all_finite
 
 
 class GGUFFile:
@@ -46,6 +49,15 @@ class GGUFFile:
         if not np.isfinite(values).all():
             raise self._not_finite(info)
         return values.reshape(info.shape)
+
+    def words(self, name: str) -> npt.NDArray[Any]:
+        """A plain-float tensor's words (BF16 as its bits), a read-only view of the file; `BadFile` as in `values`."""
+        info = self.tensors[name]
+        dtype = BLOCKS[info.kind].name
+        words = self.raw(name).view({"F32": "<f4", "F16": "<f2", "BF16": "<u2"}[dtype]).reshape(info.shape)
+        if not all_finite(words, dtype):
+            raise self._not_finite(info)
+        return words
 
     def affine(self, name: str) -> Affine:
         """Codes, scales and minimums of a quantised matrix; `BadFile` as in `values`."""
