@@ -62,6 +62,7 @@ def show(
         viewport={"width": width, "height": height},
         color_scheme="dark" if scheme == "dark" else "light",
         offline=True,
+        reduced_motion="reduce",
     )
     opened = Opened(context.new_page())
     opened.page.on("console", lambda message: opened.complaints.append(f"{message.type}: {message.text}"))
@@ -76,6 +77,7 @@ def show(
 def winner_mark(opened: Opened) -> tuple[float, float]:
     """Where the winner is drawn, scrolled into view."""
     opened.page.locator("#r1-front .plot").scroll_into_view_if_needed()
+    opened.page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
     mark = opened.page.locator("#r1-front .plot path[aria-label*='winner']")
     box = mark.bounding_box()
     assert box is not None
