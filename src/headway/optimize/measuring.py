@@ -44,14 +44,13 @@ class Bench:
                 del self.models[old]
         return self.models[key]
 
-    def quality(self, recipe: Recipe, split: Split, units: int) -> dict[str, float]:
-        """`quality` and its companions on the first `units` pieces of a split, against the original in exact floats."""
+    def quality(self, recipe: Recipe, split: Split, units: int, full: bool = False) -> dict[str, float]:
+        """`quality` (with `full` and its companions) on the first `units` pieces of a split."""
 
         def measure() -> dict[str, float]:
-            original = self.subject.original(split, units)
-            return dict(self.subject.compare(original, self.subject.score(self.model(recipe), split, units)))
+            return dict(self.subject.quality(self.model(recipe), split, units, full))
 
-        return dict(self._cached("quality", measure, str(recipe), split, units))
+        return dict(self._cached("quality", measure, str(recipe), split, units, full))
 
     def timings(self, recipes: Sequence[Recipe], rounds: int, purpose: str) -> dict[str, tuple[Timing, int]]:
         """Metric -> the interleaved run of the unmodified model (arm `baseline`, run twice) and every recipe."""
@@ -95,7 +94,7 @@ class Bench:
             metrics = self._times(candidate.recipe, timings)
             metrics["size_bytes"] = float(self.model(candidate.recipe).size_bytes())
             metrics["memory_bytes"] = self.memory(candidate.recipe)
-            metrics.update(self.quality(candidate.recipe, "search", units))
+            metrics.update(self.quality(candidate.recipe, "search", units, full=True))
             measured.append(candidate.with_measured(**metrics))
         return measured
 
@@ -115,7 +114,7 @@ class Bench:
             evidence.add_timing(metric, timing, per_call=units)
         metrics = self._times(candidate.recipe, timings)
         units = self.subject.units("heldout")
-        metrics.update(self.quality(candidate.recipe, "heldout", units))
+        metrics.update(self.quality(candidate.recipe, "heldout", units, full=True))
         metrics["size_bytes"] = float(self.model(candidate.recipe).size_bytes())
         metrics["memory_bytes"] = self.memory(candidate.recipe)
         evidence.quality = {name: value for name, value in metrics.items() if not name.endswith(("_s", "_bytes"))}

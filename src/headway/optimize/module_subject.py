@@ -18,8 +18,6 @@ from headway.core.workload import Workload, user_function
 from headway.hardware.module_cost import ModuleTrace, Replacement, predict_module, trace_module
 from headway.optimize.subject import Split
 
-Outputs = list[Any]
-
 
 class ModuleSubject:
     """Times the model's sample; scores agreement on the workload's search and held-out inputs."""
@@ -30,7 +28,7 @@ class ModuleSubject:
         self.model = model
         self.workload = workload
         self.data: ModuleWorkload = workload.data if workload.data is not None else model.workload()
-        self._originals: dict[tuple[Split, int], Outputs] = {}
+        self._originals: dict[tuple[Split, int], Any] = {}
         self._judge = user_function(workload.quality) if ":" in workload.quality else self.data.agreement
 
     def describe(self) -> Mapping[str, Any]:
@@ -53,23 +51,22 @@ class ModuleSubject:
     def _pieces(self, split: Split) -> Sequence[tuple[Any, ...]]:
         return self.data.search if split == "search" else self.data.heldout
 
-    def score(self, model: ModuleModel, split: Split, units: int) -> Outputs:
-        return [model.run(inputs) for inputs in self._pieces(split)[:units]]
-
-    def original(self, split: Split, units: int) -> Outputs:
-        key = (split, units)
-        if key not in self._originals:
-            self._originals[key] = self.score(self.model, split, units)
-        return self._originals[key]
-
-    def compare(self, original: Outputs, candidate: Outputs) -> Mapping[str, float]:
-        pairs = zip(original, candidate, strict=True)
-        scores = np.concatenate([np.atleast_1d(np.asarray(self._judge(a, b), np.float64)) for a, b in pairs])
-        found = bootstrap(scores, lambda values: values.mean(axis=-1)) if len(scores) > 1 else None
-        mean = float(scores.mean())
-        name = "top1_agreement" if self.data.metric == "top-1 agreement" else "agreement"
-        low, high = (found.low, found.high) if found is not None else (mean, mean)
-        return {"quality": mean, name: mean, "quality_low": low, "quality_high": high}
+    def quality(self, model: ModuleModel, split: Split, units: int, full: bool) -> Mapping[str, float]:
+        pieces = self._pieces(split)[:units]
+        for number, inputs in enumerate(pieces):
+            if (split, number) not in self._originals:
+                self._originals[split, number] = self.model.run(inputs)
+        judged = [
+            self._judge(self._originals[split, number], model.run(inputs)) for number, inputs in enumerate(pieces)
+        ]
+        scores = np.concatenate([np.atleast_1d(np.asarray(found, np.float64)) for found in judged])
+        found = {"quality": float(scores.mean())}
+        if self.data.metric == "top-1 agreement":
+            found["top1_agreement"] = found["quality"]
+        if full and len(scores) > 1:
+            interval = bootstrap(scores, lambda values: values.mean(axis=-1))
+            found |= {"quality_low": interval.low, "quality_high": interval.high}
+        return found
 
     @cached_property
     def trace(self) -> ModuleTrace:

@@ -25,7 +25,7 @@ from headway.optimize.request import Request
 from headway.optimize.result import Result, save
 from headway.optimize.search import Corrections, Space, propose
 from headway.optimize.subject import Subject
-from headway.optimize.subjects import make_subject
+from headway.optimize.subjects import make_subject, stored_forms
 
 PROPOSED = 8
 """Candidates of one round that are applied and scored on little data."""
@@ -179,7 +179,7 @@ class Search:
 
 
 def spread(candidates: Sequence[Candidate], count: int, request: Request) -> list[Candidate]:
-    """At most `count`: the best by the budget and the objective, then a ladder over quality, so that a front appears."""
+    """At most `count`: the best by budget and objective, then a ladder over quality, so that a front appears."""
 
     def missed(candidate: Candidate) -> float:
         return max((v.missed_by for v in request.budget.check(candidate.best_known())), default=0.0)

@@ -9,8 +9,6 @@ from headway.core.model import Model, Site
 from headway.core.target import Target
 
 Split = Literal["search", "heldout"]
-Score = Any
-"""What a model said on a split: compared with what the original said, never looked into."""
 
 
 class Subject(Protocol):
@@ -33,20 +31,16 @@ class Subject(Protocol):
         """Metric -> (one repetition, how many units of the metric it holds)."""
         ...
 
-    def score(self, model: Model, split: Split, units: int) -> Score:
-        """What `model` says on the first `units` pieces (windows, batches) of a split."""
-        ...
-
     def units(self, split: Split) -> int:
-        """How many pieces a split has."""
+        """How many pieces (windows, batches) a split has."""
         ...
 
-    def original(self, split: Split, units: int) -> Score:
-        """What the unmodified model in exact float arithmetic says; kept between calls."""
-        ...
+    def quality(self, model: Model, split: Split, units: int, full: bool) -> Mapping[str, float]:
+        """How close `model` comes to the original in exact float arithmetic on the first `units` pieces of a split.
 
-    def compare(self, original: Score, candidate: Score) -> Mapping[str, float]:
-        """`quality` and what goes with it: `kl`, `top1_agreement`; `quality_low` and `quality_high`, a 95% interval."""
+        `quality`, and with `full` its companions: `kl`, `top1_agreement`, and a 95% interval of the quality,
+        `quality_low` and `quality_high`.
+        """
         ...
 
     def predict(
