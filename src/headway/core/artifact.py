@@ -1,0 +1,237 @@
+"""An artifact: a folder with a model's weights, the recipe that made it, the evidence, a card, and their digests.
+
+weights/        what `Model.save` wrote
+recipe.toml     the systems and their settings
+evidence.json   every sample
+README.md       the model card, for people; may be edited
+headway.json    the manifest: who reads the weights, and the sha256 of every file above and of itself
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from headway.core.decode import check_schema, decode
+from headway.core.errors import BadFile, BadInput, HeadwayError, Lacking
+from headway.core.evidence import Evidence
+from headway.core.files import atomic_folder, open_beneath, read_bytes, sha256_file, tree_files, write_file
+from headway.core.jsontext import canonical_json, json_text, parse_json, plain
+from headway.core.model import Model
+
+SCHEMA = 1
+MANIFEST = "headway.json"
+WEIGHTS = "weights"
+RECIPE = "recipe.toml"
+EVIDENCE = "evidence.json"
+CARD = "README.md"
+
+_MOST_BYTES = 16 << 20
+_REMAKE = "write the artifact again, or fetch it again if it was copied"
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """What the manifest knows of one file."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of headway.json."""
+
+    runtime: str
+    """Which runtime reads `weights/`: `language` or `module`. A name in a fixed table, never code."""
+    name: str
+    task: str
+    fingerprint: str
+    """`Model.fingerprint()` of the model that was saved."""
+    headway: str
+    """Version that wrote it."""
+    made_at: str
+    files: Mapping[str, FileRecord]
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """`Model.extra()`: settings that policies plugged in."""
+    schema: int = SCHEMA
+    digest: str = ""
+    """sha256 of this manifest's canonical JSON without this field."""
+
+    def sealed(self) -> Manifest:
+        """The same manifest with its digest filled in."""
+        return replace(self, digest=_digest(plain(self)))
+
+    @property
+    def weights_bytes(self) -> int:
+        return sum(record.bytes for name, record in self.files.items() if name.startswith(f"{WEIGHTS}/"))
+
+
+def write_artifact(
+    folder: str | Path,
+    model: Model,
+    recipe_toml: str,
+    evidence: Evidence,
+    card: str | None = None,
+    *,
+    runtime: str | None = None,
+    replace: bool = True,
+) -> Manifest:
+    """Write an artifact; afterwards, and after any crash, `folder` is the whole new one or what it was before.
+
+    With `replace` an existing artifact is replaced; a folder that is no artifact never is (`BadInput`). `runtime`
+    follows from the model's task when not given. Raises `Lacking` when the disk is full.
+    """
+    from headway import __version__
+
+    folder = Path(folder)
+    _may_write(folder, model, replace)
+    with atomic_folder(folder, replace=replace) as new:
+        weights = new / WEIGHTS
+        weights.mkdir()
+        _save(model, weights)
+        write_file(new / RECIPE, recipe_toml.encode())
+        write_file(new / EVIDENCE, json_text(evidence.to_json()).encode())
+        write_file(new / CARD, (model_card(model, recipe_toml, evidence) if card is None else card).encode())
+        manifest = Manifest(
+            runtime or ("language" if model.task == "language" else "module"),
+            model.name,
+            model.task,
+            model.fingerprint(),
+            __version__,
+            datetime.now(UTC).isoformat(timespec="seconds"),
+            {name: FileRecord(sha256_file(new / name), (new / name).stat().st_size) for name in tree_files(new)},
+            plain(model.extra()),
+        ).sealed()
+        write_file(new / MANIFEST, json_text(manifest).encode())
+    return manifest
+
+
+def _may_write(folder: Path, model: Model, replace: bool) -> None:
+    if os.path.lexists(folder):
+        empty = folder.is_dir() and not any(folder.iterdir())
+        if not empty and not (folder / MANIFEST).is_file():
+            raise BadInput(f"{folder} exists and is no artifact", "choose another folder")
+        if not replace and not empty:
+            raise BadInput(f"{folder} exists already", "remove it or choose another folder")
+        if not replace:
+            folder.rmdir()
+    parent = next(parent for parent in folder.absolute().parents if parent.is_dir())
+    free, wanted = shutil.disk_usage(parent).free, model.size_bytes()
+    if free < wanted:
+        raise Lacking(
+            f"{folder}: {wanted} bytes are needed, {free} are free", "free disk space or choose another folder"
+        )
+
+
+def _save(model: Model, folder: Path) -> None:
+    from safetensors import SafetensorError
+
+    try:
+        model.save(folder)
+    except SafetensorError as error:  # its writer reports a full disk as its own kind of error
+        raise Lacking(f"{folder}: {error}"[:300], "free disk space or choose another folder") from error
+
+
+def read_manifest(folder: str | Path, *, verify: bool = True) -> Manifest:
+    """The manifest of an artifact, every file but the card compared with its digest first.
+
+    Raises `BadFile` for a file that is missing, changed or not listed, `BadInput` for a manifest of a newer schema or
+    with a field this version does not know. `verify=False` reads the manifest alone.
+    """
+    folder = Path(folder)
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise BadInput(f"{folder} is no artifact: it has no {MANIFEST}", "give a folder that headway wrote")
+    document = parse_json(read_bytes(path, limit=_MOST_BYTES), path)
+    try:
+        check_schema(document, SCHEMA, str(path))
+        manifest = decode(Manifest, document, str(path))
+    except BadInput as error:
+        raise _damaged(document, path) or error from None
+    if damage := _damaged(document, path):
+        raise damage
+    if verify:
+        _verify(folder, manifest)
+    return manifest
+
+
+def _damaged(document: Any, path: Path) -> HeadwayError | None:
+    """A bit flip in the name or the value of a field is damage, whatever other rule it seems to break."""
+    if not isinstance(document, dict) or document.get("digest") != _digest(document):
+        return BadFile(path, 0, "the manifest was changed after it was written", _REMAKE)
+    return None
+
+
+def _digest(document: Mapping[str, Any]) -> str:
+    rest = {name: value for name, value in document.items() if name != "digest"}
+    return hashlib.sha256(canonical_json(rest)).hexdigest()
+
+
+def _verify(folder: Path, manifest: Manifest) -> None:
+    missing = {RECIPE, EVIDENCE} - set(manifest.files)
+    if missing:
+        raise BadFile(folder / MANIFEST, 0, f"{min(missing)} is not listed", _REMAKE)
+    for name in tree_files(folder / WEIGHTS):
+        if f"{WEIGHTS}/{name}" not in manifest.files:
+            raise BadFile(folder / WEIGHTS / name, 0, "the file is not listed in the manifest", "remove it")
+    names = [name for name in manifest.files if name != CARD]
+    with ThreadPoolExecutor(min(4, len(names))) as pool:  # hashing leaves the interpreter free
+        for _ in pool.map(lambda name: _compare(folder, name, manifest.files[name]), names):
+            pass
+
+
+def _compare(folder: Path, name: str, record: FileRecord) -> None:
+    if not os.path.lexists(folder / name):
+        raise BadFile(folder / name, 0, "the file is missing", _REMAKE)
+    with os.fdopen(open_beneath(folder, name), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size != record.bytes:
+            raise BadFile(
+                folder / name, min(size, record.bytes), f"{record.bytes} bytes were written, {size} are there", _REMAKE
+            )
+        if hashlib.file_digest(file, "sha256").hexdigest() != record.sha256:
+            raise BadFile(folder / name, 0, "the content does not match its digest", _REMAKE)
+
+
+def model_card(model: Model, recipe_toml: str, evidence: Evidence) -> str:
+    """A card in Markdown: what it is, how it was made, what was measured and how to use it."""
+    source = evidence.model.get("name", model.name)
+    versions = ", ".join(f"{name} {version}" for name, version in evidence.versions.items())
+    return f"""# {model.name}
+
+A {model.task} model made by [Headway]({_HOME}) from `{source}` with the recipe below.
+The terms of the original model hold for it too.
+
+## Use
+
+```python
+import headway
+
+model = headway.load("path/to/this/folder")
+```
+
+## Recipe
+
+```toml
+{recipe_toml.strip()}
+```
+
+## Measured
+
+```
+{evidence.table()}
+```
+
+Weights: {model.size_bytes()} bytes. Every sample is in `evidence.json`. Versions: {versions}.
+"""
+
+
+_HOME = "https://pypi.org/project/headway/"
