@@ -98,7 +98,7 @@ class Net(nn.Module):
 
     def forward(self, x):
         y = self.conv(x).flatten(2).transpose(1, 2)
-        return self.shared(self.shared(y))
+        return self.shared(input=self.shared(y))
 
 
 def test_a_trace_counts_rows_calls_and_bytes():
@@ -111,7 +111,8 @@ def test_a_trace_counts_rows_calls_and_bytes():
     assert trace.sites["shared"].macs == 70 * 64 * 2
     assert trace.sites["conv"].nbytes == 8 * 3 * 4
     assert trace.nbytes == sum(p.numel() * 4 for p in net.parameters())
-    assert 0 < trace.sites["conv"].seconds < trace.seconds * 10
+    assert all(site.seconds > 0 for site in trace.sites.values())
+    assert sum(site.seconds for site in trace.sites.values()) < trace.seconds
     assert not net.conv._forward_hooks and not net.conv._forward_pre_hooks
 
 

@@ -7,7 +7,6 @@ runtime with the heads at hand and nearly nothing else.
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from headway.core.target import KernelPoint, KernelRate, Target
-from headway.hardware.bench import Clears, native_module
+from headway.hardware.bench import Clears, native_module, quiet
 from headway.hardware.calibrate import cold_bytes, sweeper
 
 Steps = Callable[[int, int], Callable[[], object]]
@@ -78,7 +77,7 @@ def measure_attention(
 def _in_turns(
     one: Callable[[], object], other: Callable[[], object], clears: Clears | None, point_s: float
 ) -> tuple[float, float]:
-    """Median seconds of both calls, taken in turns."""
+    """Quiet seconds of both calls, taken in turns."""
     samples: tuple[list[float], list[float]] = ([], [])
     for call in (one, other):
         call()
@@ -90,7 +89,7 @@ def _in_turns(
             begin = time.perf_counter()
             call()
             times.append(time.perf_counter() - begin)
-    return statistics.median(samples[0]), statistics.median(samples[1])
+    return quiet(samples[0]), quiet(samples[1])
 
 
 def native_steps(shape: AttentionShape, *, half_kv: bool, threads: int) -> Steps:
@@ -147,11 +146,20 @@ def _small_model(native: Any, shape: AttentionShape, half_kv: bool) -> dict[str,
     }
     head = matrix(_VOCAB, _WIDTH)
     return {
-        "vocab": _VOCAB, "d_model": _WIDTH, "ffn": _WIDTH,
-        "heads": shape.heads, "kv_heads": shape.kv_heads, "head_dim": shape.head_dim,
-        "norm_eps": 1e-5, "query_scale": shape.head_dim**-0.5, "embedding_scale": 1.0,
-        "attention_softcap": 0.0, "final_softcap": 0.0, "activation": 0,
-        "half_kv": half_kv, "exact": False,
+        "vocab": _VOCAB,
+        "d_model": _WIDTH,
+        "ffn": _WIDTH,
+        "heads": shape.heads,
+        "kv_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "norm_eps": 1e-5,
+        "query_scale": shape.head_dim**-0.5,
+        "embedding_scale": 1.0,
+        "attention_softcap": 0.0,
+        "final_softcap": 0.0,
+        "activation": 0,
+        "half_kv": half_kv,
+        "exact": False,
         "layers": [layer],
         "final_norm": ones,
         "embedding": head,

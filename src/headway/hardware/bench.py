@@ -98,6 +98,16 @@ def _together(samples: Sequence[Sequence[float]]) -> float:
     return sum(statistics.median(thread) for thread in samples)
 
 
+def quiet(seconds: Sequence[float]) -> float:
+    """The lower quartile: what a call takes when nobody interrupts it.
+
+    Calls of milliseconds are interrupted on a busy machine more often than not. Predictions are made in quiet time;
+    a measured run of the session then says how busy the machine is (`correct.py`).
+    """
+    ordered = sorted(seconds)
+    return ordered[(len(ordered) - 1) // 4]
+
+
 def call_seconds(call: Callable[[], object], time_s: float) -> float:
     """Median seconds of `call()` over bursts of 64, the empty loop's own cost taken off."""
     bursts: list[float] = []

@@ -4,13 +4,12 @@
     warm     the set of matrices is walked again and again; it is larger than the cores' L2 together
     cold     before each walk every core reads more memory than the last cache holds, so the walk comes from DRAM
 
-Every call is timed on its own and the median taken per shape: a call lasts 5 us to some ms, so most are undisturbed
-on a busy machine too.
+Every call is timed on its own and the lower quartile taken per shape: a call lasts 5 us to some ms, so enough of them
+are undisturbed on a busy machine too.
 """
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import numpy as np
 from headway.core.progress import Progress
 from headway.core.target import KernelPoint, KernelRate, Target
 from headway.core.weight import F32, Weight
-from headway.hardware.bench import Clears, native_instruments
+from headway.hardware.bench import Clears, native_instruments, quiet
 from headway.hardware.machine import read_machine
 from headway.hardware.rates import same_bits
 
@@ -134,7 +133,7 @@ def _build(make: Make, shapes: Sequence[Shape], set_bytes: int, build_s: float) 
 def _time(
     weights: Sequence[Weight], inputs: Mapping[int, F32], point_s: float, clears: Clears | None
 ) -> dict[Shape, float]:
-    """Median seconds of one product, per shape; the whole set is walked at least three times."""
+    """Quiet seconds of one product, per shape; the whole set is walked at least three times."""
     samples: dict[Shape, list[float]] = {weight.shape: [] for weight in weights}
     settle = weights[-1]
     spent, walks = 0.0, 0
@@ -154,7 +153,7 @@ def _time(
             if walks and (clears is None or index != last or last == 0):  # the first walk warms up
                 samples[weight.shape].append(took)
         walks += 1
-    return {shape: statistics.median(times or [spent / walks / len(weights)]) for shape, times in samples.items()}
+    return {shape: quiet(times or [spent / walks / len(weights)]) for shape, times in samples.items()}
 
 
 def fixed_cost(seconds: Mapping[Shape, float]) -> float:

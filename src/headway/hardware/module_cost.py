@@ -2,12 +2,13 @@
 
 The module is traced once: the whole forward is timed, and so is every site in it, with the rows it multiplies. A
 recipe's latency is then the traced one less the sites it replaces plus what their new form takes at those rows, so
-that everything the recipe leaves alone stays as measured.
+that everything the recipe leaves alone stays as measured. All of it is quiet time (`bench.quiet`): a run of the
+unmodified module, `Run(predict_module(trace, {}, ...).parts["latency_s"], seconds)`, teaches `correct.learn` how busy
+the machine is.
 """
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from headway.core.errors import BadInput
 from headway.core.system import Costs
 from headway.core.target import Target
+from headway.hardware.bench import quiet
 from headway.hardware.predict import Prediction
 from headway.hardware.rates import Rates
 
@@ -37,7 +39,7 @@ class TracedSite:
     """Activation rows per call: tokens or pixels, the batch included."""
     calls: int
     seconds: float
-    """Median of all its calls in one forward."""
+    """Its calls' share of a hooked forward, in quiet seconds of a whole one."""
     nbytes: int
     """Bytes of its weight as traced."""
 
@@ -55,7 +57,7 @@ class ModuleTrace:
     """One forward of a module, measured."""
 
     seconds: float
-    """Median of the whole forward, hooks off."""
+    """Quiet seconds of the whole forward, hooks off."""
     sites: Mapping[str, TracedSite]
     nbytes: int
     """Bytes of all parameters and buffers as traced."""
@@ -81,8 +83,11 @@ def trace_module(
     import torch
 
     begun: dict[str, float] = {}
+    spent: dict[str, float] = {}
+    calls: dict[str, int] = {}
+    rows: dict[str, int] = {}
     seconds: dict[str, list[float]] = {name: [] for name in sites}
-    rows: dict[str, list[int]] = {name: [] for name in sites}
+    hooked: list[float] = []
     whole: list[float] = []
 
     def before(name: str) -> Callable[..., None]:
@@ -92,9 +97,11 @@ def trace_module(
         return hook
 
     def after(name: str) -> Callable[..., None]:
-        def hook(_module: Any, args: Any, _output: Any) -> None:
-            seconds[name].append(time.perf_counter() - begun[name])
-            rows[name].append(int(args[0].numel()) // sites[name][1])
+        def hook(_module: Any, args: Any, kwargs: Any, _output: Any) -> None:
+            spent[name] = spent.get(name, 0.0) + time.perf_counter() - begun[name]
+            calls[name] = calls.get(name, 0) + 1
+            x = args[0] if args else next(iter(kwargs.values()))
+            rows[name] = int(x.numel()) // sites[name][1]
 
         return hook
 
@@ -107,40 +114,47 @@ def trace_module(
     with torch.inference_mode():
         module(*inputs)
         end = time.perf_counter() + time_s
-        forwards = 0
-        while forwards < MEASURED or time.perf_counter() < end:
+        while len(whole) < MEASURED or time.perf_counter() < end:
             begin = time.perf_counter()
             module(*inputs)
             whole.append(time.perf_counter() - begin)
             hooks = [site.register_forward_pre_hook(before(name)) for name, site in found.items()]
-            hooks += [site.register_forward_hook(after(name)) for name, site in found.items()]
+            hooks += [site.register_forward_hook(after(name), with_kwargs=True) for name, site in found.items()]
+            spent.clear()
+            calls.clear()
+            begin = time.perf_counter()
             try:
                 module(*inputs)
             finally:
                 for hook in hooks:
                     hook.remove()
-            forwards += 1
+            hooked.append(time.perf_counter() - begin)
+            for name in sites:
+                seconds[name].append(spent.get(name, 0.0))
+    limit = quiet(hooked)  # each site's share is read off the forwards that nobody interrupted
+    undisturbed = [index for index, took in enumerate(hooked) if took <= limit]
+    per_share = quiet(whole) / sum(hooked[index] for index in undisturbed)
     return ModuleTrace(
-        seconds=statistics.median(whole),
+        seconds=quiet(whole),
         sites={
-            name: _traced(name, sites[name], seconds[name], rows[name], forwards, found[name])
-            for name in sites
-            if seconds[name]
+            name: TracedSite(
+                name,
+                *sites[name],
+                rows=rows[name],
+                calls=calls[name],
+                seconds=sum(seconds[name][index] for index in undisturbed) * per_share,
+                nbytes=_weight_bytes(site, sites[name]),
+            )
+            for name, site in found.items()
+            if name in calls
         },
         nbytes=sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers())),
     )
 
 
-def _traced(
-    name: str, shape: tuple[int, int], seconds: Sequence[float], rows: Sequence[int], forwards: int, site: Any
-) -> TracedSite:
-    calls = max(1, len(seconds) // forwards)
-    per_forward = [sum(seconds[i * calls : (i + 1) * calls]) for i in range(forwards)]
+def _weight_bytes(site: Any, shape: tuple[int, int]) -> int:
     weight = getattr(site, "weight", None)
-    nbytes = 4 * shape[0] * shape[1] if weight is None else weight.numel() * weight.element_size()
-    return TracedSite(
-        name, *shape, rows=max(rows), calls=calls, seconds=statistics.median(per_forward), nbytes=int(nbytes)
-    )
+    return 4 * shape[0] * shape[1] if weight is None else int(weight.numel() * weight.element_size())
 
 
 SiteKey = tuple[str, int, int, int, float]
@@ -176,7 +190,7 @@ class SiteTable:
             begin = time.perf_counter()
             call()
             times.append(time.perf_counter() - begin)
-        found = self.seconds[self.key(site, replacement)] = statistics.median(times)
+        found = self.seconds[self.key(site, replacement)] = quiet(times)
         return found
 
 
