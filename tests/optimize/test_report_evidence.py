@@ -53,11 +53,11 @@ def optimized(met: bool = True) -> Evidence:
     chance = random.Random(0)
     evidence = Evidence.begin("optimize", "smollm2-135m", TARGET, seed=7, threads=2)
     arms = {
-        "original": [0.018 * chance.uniform(0.99, 1.01) for _ in range(20)],
+        "baseline": [0.018 * chance.uniform(0.99, 1.01) for _ in range(20)],
         AGAIN: [0.018 * chance.uniform(0.99, 1.01) for _ in range(20)],
-        "winner": [0.005 * chance.uniform(0.99, 1.01) for _ in range(20)],
+        "lut-gemm(bits=4)": [0.005 * chance.uniform(0.99, 1.01) for _ in range(20)],
     }
-    evidence.add_timing("tpot_s", Timing("original", 7, arms, dict.fromkeys(arms, 1), [tuple(arms)] * 20))
+    evidence.add_timing("tpot_s", Timing("baseline", 7, arms, dict.fromkeys(arms, 1), [tuple(arms)] * 20))
     original = candidate("", 0.018, 538e6, 1.0)
     winner = candidate("lut-gemm(bits=4)", 0.005, 71e6, 0.985 if met else 0.9)
     evidence.model = {"name": "smollm2-135m", "fingerprint": "ab"}
@@ -106,6 +106,7 @@ def test_samples_keep_their_order_and_the_second_run_of_the_baseline_is_named() 
     assert run.samples[2].values == evidence.series[2].values
     assert run.ratios[0].floor == evidence.ratios[0].noise_floor
     assert run.ratios[0].verdict == "faster"
+    assert (run.ratios[0].candidate, run.ratios[0].baseline) == ("winner", "original")
 
 
 def test_how_to_redo_it_is_quoted_for_a_shell() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from headway.core import evidence as core
@@ -47,8 +47,8 @@ def run_of(evidence: core.Evidence, identifier: str, target: Target | None = Non
         limits=_limits(result.get("budget"), best),
         objective=_objective(result.get("minimize"), best),
         candidates=candidates,
-        ratios=_ratios(evidence.ratios),
-        samples=_samples(evidence),
+        ratios=_ratios(evidence, recipe),
+        samples=_samples(evidence, recipe),
         bars=tuple(Bar(bar.name, bar.paper, bar.bar, bar.here, bar.met) for bar in evidence.bars),
         sites=tuple(SiteBits(**site) for site in result.get("sites", ())),
         quality=dict(evidence.quality),
@@ -161,34 +161,50 @@ def _objective(name: Any, best: Mapping[str, float]) -> str:
     return Objective.parse(name).key(best) if name in OBJECTIVES else ""
 
 
-def _ratios(ratios: Iterable[core.Ratio]) -> tuple[Ratio, ...]:
-    found = list(ratios)
-    measured = [ratio.measurement for ratio in found]
-    return tuple(
-        Ratio(
-            metric=ratio.measurement,
-            baseline=ratio.baseline,
-            candidate=ratio.candidate,
-            value=ratio.value,
-            low=ratio.low,
-            high=ratio.high,
-            n=ratio.pairs,
-            floor=ratio.noise_floor,
-            verdict=ratio.verdict,
-            label=metric(ratio.measurement).label
-            + (f": {ratio.candidate}" if measured.count(ratio.measurement) > 1 else ""),
+def _arm(name: str, evidence: core.Evidence, recipe: Recipe) -> str:
+    """How an arm is called on the page; the main path names its arms `baseline` and by the recipe's text."""
+    if evidence.experiment not in ("optimize", "apply"):
+        return name
+    if name == "baseline":
+        return "original"
+    if recipe.steps and name == str(recipe):
+        return "nearest" if evidence.result.get("met") is False else "winner" if evidence.result else "recipe"
+    try:
+        return short(Recipe.parse(name))
+    except BadInput:
+        return name
+
+
+def _ratios(evidence: core.Evidence, recipe: Recipe) -> tuple[Ratio, ...]:
+    measured = [ratio.measurement for ratio in evidence.ratios]
+    made = []
+    for ratio in evidence.ratios:
+        candidate, baseline = (_arm(name, evidence, recipe) for name in (ratio.candidate, ratio.baseline))
+        label = metric(ratio.measurement).label
+        made.append(
+            Ratio(
+                metric=ratio.measurement,
+                baseline=baseline,
+                candidate=candidate,
+                value=ratio.value,
+                low=ratio.low,
+                high=ratio.high,
+                n=ratio.pairs,
+                floor=ratio.noise_floor,
+                verdict=ratio.verdict,
+                label=f"{label}: {candidate}" if measured.count(ratio.measurement) > 1 else label,
+            )
         )
-        for ratio in found
-    )
+    return tuple(made)
 
 
-def _samples(evidence: core.Evidence) -> tuple[Samples, ...]:
+def _samples(evidence: core.Evidence, recipe: Recipe) -> tuple[Samples, ...]:
     baselines = {ratio.measurement: ratio.baseline for ratio in evidence.ratios}
     made = []
     for series in evidence.series:
-        baseline = baselines.get(series.measurement)
+        baseline = baselines.get(series.measurement, "baseline")
         role = "again" if series.arm == AGAIN else "baseline" if series.arm == baseline else "candidate"
-        arm = f"{baseline or 'baseline'} again" if series.arm == AGAIN else series.arm
+        arm = f"{_arm(baseline, evidence, recipe)} again" if role == "again" else _arm(series.arm, evidence, recipe)
         made.append(Samples(arm, series.measurement, series.values, role, series.unit))
     return tuple(made)
 
