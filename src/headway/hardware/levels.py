@@ -106,7 +106,7 @@ def _dram(machine: Machine, bench: Bench, last_cache_bytes: int) -> MemoryLevel:
         size_bytes=machine.ram_bytes,
         read_bytes_per_s=bench.read(each, every=True),
         read_bytes_per_s_one_core=bench.read(alone, every=False),
-        latency_s=bench.latency(alone),
+        latency_s=bench.latency(max(alone // 2, 1 << 20)),
         shared_by=machine.cores,
     )
 

@@ -261,7 +261,7 @@ std::vector<double> chase(size_t bytes, int cpu, double total_s) {
     for (size_t i = 0; i < lines; ++i)
       *reinterpret_cast<void**>(base + i * kLine) = base + size_t{order[i]} * kLine;
     void* at = base;
-    for (size_t i = 0; i < std::min<size_t>(lines, size_t{1} << 20); ++i) at = *static_cast<void**>(at);
+    for (size_t i = 0; i < std::min<size_t>(lines, size_t{1} << 17); ++i) at = *static_cast<void**>(at);
     return [buffer, at]() mutable {
       for (int64_t i = 0; i < kLoads; ++i) at = *static_cast<void* volatile*>(at);
       asm volatile("" : : "r"(at));
