@@ -5,7 +5,7 @@ import json
 import pickle
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headway.core.errors import BadInput
@@ -71,6 +71,7 @@ def example() -> Target:
     )
 
 
+@settings(deadline=None)
 @given(targets)
 def test_json_gives_the_same_target_back(target):
     assert Target.from_json(json.loads(target.dumps())) == target
@@ -146,6 +147,7 @@ def test_the_level_that_holds_a_working_set():
     assert target.level_for((24 << 20) + 1, threads=4).level == "DRAM"  # one shared instance, as measured
 
 
+@settings(deadline=None)
 @given(st.floats(1, 1e12), st.floats(1, 1e12), st.integers(1, 8))
 def test_a_larger_working_set_is_never_read_faster(one, other, threads):
     target = example()
@@ -154,6 +156,7 @@ def test_a_larger_working_set_is_never_read_faster(one, other, threads):
     assert fast >= slow
 
 
+@settings(deadline=None)
 @given(st.integers(1, 16))
 def test_one_more_thread_never_slows(threads):
     target = example()
