@@ -10,7 +10,9 @@ import contextlib
 import importlib.util
 import io
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +69,14 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A Markdown table; bars and line ends in cells are escaped."""
 
     def line(cells: Sequence[object]) -> str:
-        return "| " + " | ".join(" ".join(str(cell).split()).replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(" ".join(re.sub(r"(?<!\\)\|", r"\|", str(cell)).split()) for cell in cells) + " |"
 
     return "\n".join([line(head), line(["---"] * len(head)), *(line(row) for row in rows)])
+
+
+def plain(text: str) -> str:
+    """Text in which Markdown finds nothing to mark up."""
+    return re.sub(r"([\\`*_{}\[\]#|])", r"\\\1", escape(text, quote=False))
 
 
 def _ordered() -> list[str]:
@@ -83,7 +90,7 @@ def systems_page() -> str:
     parts = ["# Systems\n"]
     for title, reference in (("Published systems", False), ("Plain references", True)):
         rows = [
-            (f"[{card.slug}]({card.slug}.md)", card.kind, card.slot, card.summary)
+            (f"[{card.slug}]({card.slug}.md)", card.kind, card.slot, plain(card.summary))
             for card in cards
             if card.reference == reference
         ]
@@ -100,8 +107,8 @@ def system_page(entry: Entry, ledger: Ledger) -> str:
     """One system: card, use, settings, what it goes with, its proof and the last evidence of it here."""
     card = entry.card
     facts = [
-        ("paper", card.paper),
-        ("claim", card.claim),
+        ("paper", plain(card.paper)),
+        ("claim", plain(card.claim)),
         ("kind", card.kind),
         ("slot", f"`{card.slot}`: {SLOTS[card.slot].what} ({RULES[SLOTS[card.slot].rule]})"),
         ("needs", _words(card.needs)),
@@ -112,9 +119,11 @@ def system_page(entry: Entry, ledger: Ledger) -> str:
     ]
     parts = [
         f"# {card.slug}",
-        f"*{card.title}*" if card.title != card.slug else "",
-        card.summary,
+        f"*{plain(card.title)}*" if card.title != card.slug else "",
+        plain(card.summary),
+        '<div class="facts" markdown>',
         table(("", ""), [(f"**{name}**", value) for name, value in facts if value]),
+        "</div>",
         _use(entry),
         "## Settings",
         _settings(entry),
@@ -148,12 +157,24 @@ def _settings(entry: Entry) -> str:
             f"`{name}`",
             f"`{_type(field.annotation)}`",
             f"`{field.default!r}`",
-            ", ".join(f"`{rule}`" for rule in field.metadata),
-            field.description or "",
+            _bounds(field.metadata),
+            plain(field.description or ""),
         )
         for name, field in fields.items()
     ]
     return table(("setting", "type", "default", "bounds", "what it is"), rows) if rows else "None."
+
+
+BOUNDS = {"ge": "≥ {}", "gt": "> {}", "le": "≤ {}", "lt": "< {}", "multiple_of": "multiple of {}"}
+
+
+def _bounds(rules: Sequence[Any]) -> str:
+    """`≥ 16, ≤ 1024, multiple of 16`; a rule of another kind as pydantic writes it."""
+    said = []
+    for rule in rules:
+        known = [text.format(getattr(rule, name)) for name, text in BOUNDS.items() if hasattr(rule, name)]
+        said += known or [f"`{rule}`"]
+    return ", ".join(said)
 
 
 def _type(annotation: Any) -> str:
@@ -166,7 +187,7 @@ def _clashes(entry: Entry) -> str:
     for other in cards:
         before, after = clash(other, entry.card), clash(entry.card, other)
         for reason in dict.fromkeys(reason for reason in (before, after) if reason):
-            reasons.append(f"- [{other.slug}]({other.slug}.md): {reason}")
+            reasons.append(f"- [{other.slug}]({other.slug}.md): {plain(reason)}")
     return "## Does not go with\n\n" + "\n".join(reasons) if reasons else ""
 
 
@@ -182,14 +203,15 @@ def _proof(entry: Entry, ledger: Ledger) -> str:
         return "It ships no proof." if not entry.card.reference else "A plain reference claims nothing."
     slug = entry.card.slug
     baseline = getattr(importlib.import_module(name), "BASELINE", "")
-    parts = [f"```console\n$ headway prove {slug}\n```", f"Compared with: {baseline}" if baseline else ""]
+    parts = [f"```console\n$ headway prove {slug}\n```", f"Compared with: {plain(str(baseline))}" if baseline else ""]
     last = ledger.latest(slug)
     if last is None:
         parts.append("There is no evidence of it on the machine that made this page.")
     else:
         bars = [bar.as_json() for bar in last.bars]
         rows = [
-            (bar["name"], bar["paper"], bar["bar"], bar["here"], "met" if bar["met"] else "**missed**") for bar in bars
+            (*(plain(bar[key]) for key in ("name", "paper", "bar", "here")), "met" if bar["met"] else "**missed**")
+            for bar in bars
         ]
         parts += [
             "The last evidence on the machine that made this page:",
@@ -265,11 +287,16 @@ def budget_table() -> str:
     return table(("key", "example", "a limit in", "is on the measured"), rows)
 
 
+SPELLINGS = ("/tokens", "/tok", "token/", "tokens/", "images/", "requests/", "request/", "item/", "items/", "$/")
+"""Other spellings of units that the table leaves out: it shows one of each."""
+
+
 def units_table() -> str:
-    """The units of each dimension."""
+    """The units of each dimension, one spelling of each."""
     groups: dict[str, list[str]] = {}
     for unit, (dimension, _) in UNITS.items():
-        groups.setdefault(dimension, []).append(f"`{unit}`" if unit else "a plain number")
+        if not any(unit.startswith(other) or unit.endswith(other) for other in SPELLINGS):
+            groups.setdefault(dimension, []).append(f"`{unit}`" if unit else "a plain number")
     return table(("of", "units"), [(dimension, ", ".join(units)) for dimension, units in groups.items()])
 
 
