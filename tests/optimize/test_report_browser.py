@@ -93,6 +93,9 @@ def test_it_draws_every_chart_and_asks_for_nothing(browser: Browser, folder: Pat
     for index in range(plots.count()):
         box = plots.nth(index).locator("svg.marks").bounding_box()
         assert box is not None and box["width"] > 300 and box["height"] > 40
+    for index in range(opened.page.locator(".hero .mark").count()):
+        box = opened.page.locator(".hero .mark").nth(index).bounding_box()
+        assert box is not None and 20 < box["width"] < 60
     opened.page.context.close()
 
 

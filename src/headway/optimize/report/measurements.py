@@ -15,12 +15,14 @@ def measurements(run: Run) -> Markup:
     parts = [*_ratios(run), *_samples(run), *_quality(run)]
     if not parts:
         return Markup("")
-    told = tag(
-        "p",
-        "The arms ran interleaved in random order in one process, and the baseline ran twice: its ratio to itself is "
-        "the noise floor of this machine. A difference inside it is called none.",
-        class_="small muted",
+    twice = any(ratio.floor is not None for ratio in run.ratios) or any(arm.role == "again" for arm in run.samples)
+    floor = (
+        "and the baseline ran twice: its ratio to itself is the noise floor of this machine. A difference inside it is "
+        "called none."
+        if twice
+        else "but the baseline ran only once, so the noise floor of this machine is not known."
     )
+    told = tag("p", f"The arms ran interleaved in random order in one process, {floor}", class_="small muted")
     return card(run, "measurements", "How sure that is", told if run.ratios or run.samples else None, *parts)
 
 

@@ -94,7 +94,7 @@ def _contents(runs: Sequence[Run]) -> Markup:
     if len(runs) == 1:
         run = runs[0]
         made = {section.__name__: section(run) for section in sections.SECTIONS}
-        links = [tag("a", sections.TITLES[name], href=f"#{run.id}-{name}") for name, html in made.items() if html]
+        links = [tag("a", sections.title(run, name), href=f"#{run.id}-{name}") for name, html in made.items() if html]
     else:
         links = [tag("a", f"{run.kind}: {run.subject}", href=f"#{run.id}") for run in runs]
     return tag("nav", links, class_="toc", aria_label="Contents") if links else Markup("")

@@ -234,7 +234,7 @@ def machine(run: Run) -> Markup:
     return card(run, "machine", "Measured on", tag("div", halves, class_="pair"))
 
 
-SECTIONS = (recipe, bars, front, measurements, bits, accuracy, machine)
+SECTIONS = (bars, recipe, front, measurements, bits, accuracy, machine)
 """After the verdict, in this order."""
 
 TITLES = {
@@ -246,6 +246,11 @@ TITLES = {
     "accuracy": "Predictions",
     "machine": "Machine",
 }
+
+
+def title(run: Run, section: str) -> str:
+    """How the contents call a section."""
+    return "How to redo it" if section == "recipe" and not run.recipe_toml else TITLES[section]
 
 
 def article(run: Run, alone: bool) -> Markup:
