@@ -209,7 +209,9 @@ def test_text_colours_stand_out_from_their_ground(browser: Browser, folder: Path
 
 
 def test_it_prints_in_light_colours_without_controls(browser: Browser, folder: Path) -> None:
-    opened = show(browser, folder / "met.html", scheme="dark", media="print")
+    opened = show(browser, folder / "met.html", width=720, scheme="dark", media="print")
+    wide, room = opened.page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
+    assert wide <= room
     ground = opened.page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert ground == "rgb(255, 255, 255)"
     ink = opened.page.evaluate("getComputedStyle(document.body).color")
