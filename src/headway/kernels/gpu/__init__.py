@@ -1,0 +1,1 @@
+"""Triton kernels, one file per system; equal to their reference under the Triton interpreter."""
