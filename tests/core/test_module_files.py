@@ -150,7 +150,8 @@ def test_hostile_and_broken_folders_end_in_one_line(model: ModuleModel, tmp_path
     fails("arrays", lambda d: d["packed"]["up"].update(arrays=["none"]), "does not describe")
     fails("sample", lambda d: d.update(sample={"tensor": "sample:99"}), "does not describe")
     fails("same", lambda d: d.update(same={"x": "y"}), "does not describe")
-    fails("last", lambda d: d.update(channels_last=["up.bias"]), "does not describe")
+    fails("axes", lambda d: d.update(strides={"up.bias": [1, 1]}), "does not describe")
+    fails("bomb", lambda d: d.update(strides={"up.bias": [1 << 40]}), "does not describe")
     fails("lost", lambda d: d.pop("content"), "does not describe")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -45,15 +45,15 @@ def save_module(model: ModuleModel, folder: Path) -> None:
     sample = _encode(model.sample, values)
     first: dict[tuple[Any, ...], str] = {}
     same: dict[str, str] = {}
-    channels_last = []
+    strides = {}
     for name, tensor in model.tensors().items():
         tensor = tensor.detach()
         original = first.setdefault(same_storage_key(tensor), name)
         if original != name:
             same[name] = original
             continue
-        if _is_channels_last(tensor):
-            channels_last.append(name)
+        if _is_dense(tensor) and tensor.stride() != torch.empty(tensor.shape, device="meta").stride():
+            strides[name] = list(tensor.stride())
         values[f"tensor:{name}"] = tensor
     packed = {}
     for site, weight in model.packed_weights().items():
@@ -69,7 +69,7 @@ def save_module(model: ModuleModel, folder: Path) -> None:
         "sample": sample,
         "packed": packed,
         "same": same,
-        "channels_last": channels_last,
+        "strides": strides,
         "attachments": sorted(model.attachments),
     }
     owned = {name: _owned(value) for name, value in values.items()}
@@ -93,16 +93,10 @@ def load_module(folder: Path, *, module: nn.Module | None = None, allow_code: bo
     try:
         name, task, content = description["name"], description["task"], description["content"]
         same, packed = dict(description["same"]), dict(description["packed"])
-        channels_last = set(description["channels_last"])
         sample = _decode(description["sample"], values)
         weights = {site: _weight(site, entry, values) for site, entry in packed.items()}
         state = {key.removeprefix("tensor:"): value for key, value in values.items() if key.startswith("tensor:")}
-        state = {
-            key: torch.empty_like(value, memory_format=torch.channels_last).copy_(value)
-            if key in channels_last
-            else value
-            for key, value in state.items()
-        }
+        state |= {key: _laid_out(state[key], strides) for key, strides in dict(description["strides"]).items()}
         state |= {key: state[original] for key, original in same.items()}
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise BadFile(folder / DESCRIPTION, 0, f"does not describe {VALUES} ({error!r})") from None
@@ -199,14 +193,23 @@ def _values(folder: Path) -> dict[str, Tensor]:
         raise BadFile(folder / VALUES, 0, str(error)) from None
 
 
-def _is_channels_last(tensor: Tensor) -> bool:
-    """By its strides, which decide what a convolution returns even where one channel makes them ambiguous."""
-    if tensor.dim() != 4:
-        return False
-    plain, last = (
-        torch.empty(tensor.shape, memory_format=form) for form in (torch.contiguous_format, torch.channels_last)
-    )
-    return tensor.stride() == last.stride() != plain.stride()
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether its strides, in whatever order of axes, fill a block of memory without gaps (channels-last does)."""
+    return _span(tensor.shape, tensor.stride()) == tensor.numel()
+
+
+def _span(shape: Sequence[int], strides: Sequence[int]) -> int:
+    """Elements from the first to the last; 0 for strides that cannot be."""
+    if min(strides, default=1) < 1 or len(shape) != len(strides):
+        return 0
+    return 1 + sum((extent - 1) * stride for extent, stride in zip(shape, strides, strict=True))
+
+
+def _laid_out(tensor: Tensor, strides: Sequence[int]) -> Tensor:
+    """The same values with those strides, which decide the kernel that torch picks, and so the last bits."""
+    if _span(tensor.shape, strides) != tensor.numel():
+        raise ValueError(f"strides {strides} do not fit {tuple(tensor.shape)}")
+    return torch.empty_strided(tuple(tensor.shape), tuple(strides), dtype=tensor.dtype).copy_(tensor)
 
 
 def _owned(tensor: Tensor) -> Tensor:

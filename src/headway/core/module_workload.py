@@ -25,9 +25,9 @@ Agreement = Callable[[Any, Any], Scores]
 class ModuleWorkload:
     """Each piece of a split is one tuple of arguments. `calibration` is never scored, `heldout` never searched on."""
 
-    calibration: tuple[Inputs, ...]
-    search: tuple[Inputs, ...]
-    heldout: tuple[Inputs, ...]
+    calibration: Sequence[Inputs]
+    search: Sequence[Inputs]
+    heldout: Sequence[Inputs]
     agreement: Agreement
     metric: str
     """What a score is, e.g. `top-1 agreement`."""
