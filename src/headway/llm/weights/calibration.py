@@ -136,7 +136,7 @@ def sampled_loss(output: Any, task: str, generator: torch.Generator) -> Tensor:
 @contextmanager
 def _watching(module: nn.Module, names: Sequence[str], see: Callable[[str, Tensor], None]) -> Iterator[None]:
     def hook_for(name: str) -> Callable[..., None]:
-        return lambda _module, given: see(name, given[0].detach())
+        return lambda _module, given: see(name, given[0])
 
     hooks = [module.get_submodule(name).register_forward_pre_hook(hook_for(name)) for name in names]
     try:
