@@ -51,7 +51,7 @@ def _ratios(run: Run) -> list[Child]:
         run, "ratios", "Median paired ratios with 95% intervals, the noise floor behind each; also in the table."
     )
     columns = head(("Compared", "Median ratio [95%]", "Noise floor", "Rounds", "So"), right=(1, 2, 3))
-    return [tag("h3", "Ratios"), tag("figure", plot, legend(keys)), table(columns, rows, "Ratios")]
+    return [tag("h3", "Ratios"), tag("figure", plot, legend(keys)), table(run, columns, rows, "Ratios")]
 
 
 def _samples(run: Run) -> list[Child]:
@@ -81,7 +81,7 @@ def _samples(run: Run) -> list[Child]:
     return [
         tag("h3", "Samples"),
         tag("figure", tag("div", controls, class_="controls"), plot, legend(keys)),
-        tag("details", tag("summary", "Medians and quartiles"), table(columns, rows, "Samples")),
+        tag("details", tag("summary", "Medians and quartiles"), table(run, columns, rows, "Samples")),
     ]
 
 
@@ -98,4 +98,4 @@ def _quality(run: Run) -> list[Child]:
     if not rows:
         return []
     columns = head(("Against the original", "Here", "95% interval"), right=(1, 2))
-    return [tag("h3", "Quality on held-out data"), table(columns, rows, "Quality")]
+    return [tag("h3", "Quality on held-out data"), table(run, columns, rows, "Quality")]

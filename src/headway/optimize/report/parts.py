@@ -50,14 +50,14 @@ def head(columns: Sequence[str], right: Sequence[int] = ()) -> Markup:
     return tag("tr", [tag("th", word, class_="right" if at in right else None) for at, word in enumerate(columns)])
 
 
-def table(head: Markup, rows: Sequence[Markup], label: str) -> Markup:
+def table(run: Run, head: Markup, rows: Sequence[Markup], label: str) -> Markup:
     return tag(
         "div",
         tag("table", tag("thead", head), tag("tbody", rows)),
         class_="wide",
         tabindex="0",
         role="region",
-        aria_label=label,
+        aria_label=f"{label}: {run.kind} {run.subject}",
     )
 
 

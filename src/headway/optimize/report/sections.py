@@ -112,7 +112,7 @@ def _candidates(run: Run) -> Markup:
         class_="wide tall",
         tabindex="0",
         role="region",
-        aria_label="Candidates",
+        aria_label=f"Candidates: {run.kind} {run.subject}",
     )
 
 
@@ -165,7 +165,7 @@ def bits(run: Run) -> Markup:
             chart(run, "bits", "Bits per weight of every site, by layer and role."),
             tag("ul", [tag("li", icons.swatch(name), f"{text} bits") for name, text in classes], class_="key"),
         ),
-        table(columns, rows, "Bytes by form"),
+        table(run, columns, rows, "Bytes by form"),
     )
 
 
@@ -214,7 +214,11 @@ def bars(run: Run) -> Markup:
         tag("p", run.paper, class_="small muted") if run.paper else None,
     ]
     return card(
-        run, "bars", "Bars of the proof", *intro, table(head(("", "Bar", "Paper", "Must be", "Here")), rows, "Bars")
+        run,
+        "bars",
+        "Bars of the proof",
+        *intro,
+        table(run, head(("Met", "Bar", "Paper", "Must be", "Here")), rows, "Bars"),
     )
 
 
