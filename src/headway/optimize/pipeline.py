@@ -22,7 +22,7 @@ from headway.optimize.candidate import Candidate, choose, pareto, violations
 from headway.optimize.losses import make_space
 from headway.optimize.measuring import UNMODIFIED, Bench
 from headway.optimize.request import Request
-from headway.optimize.result import Result, save
+from headway.optimize.result import Result
 from headway.optimize.search import Corrections, Space, propose
 from headway.optimize.subject import Subject
 from headway.optimize.subjects import make_subject, stored_forms
@@ -51,7 +51,9 @@ def optimize(request: Request) -> Result:
     winner, met, evidence = search.prove()
     front = pareto(search.measured)
     result = Result(request, search.bench, baseline, winner, front, search.measured, met, evidence)
-    save(result)
+    result.complete()
+    if request.output is not None:
+        result.save(request.output)
     Ledger.open().append(evidence)
     return result
 

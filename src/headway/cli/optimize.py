@@ -1,0 +1,96 @@
+"""`headway optimize`: the main path."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from headway.cli.console import Device, Json, Quiet, Seed, Session, Threads, Verbose
+from headway.core.errors import BadInput
+
+
+def command(
+    model: Annotated[str, typer.Argument(help="MODEL: a packaged name, folder, .gguf file, artifact, timm:NAME ...")],
+    budget: Annotated[str, typer.Option("--budget", help='e.g. "latency<=6ms/token, quality>=0.98".')] = "",
+    minimize: Annotated[str, typer.Option("--minimize", help="latency, memory, size or energy.")] = "latency",
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder of the artifact.")] = None,
+    time: Annotated[str, typer.Option("--time", help="How long to search, e.g. 5m or 90s.")] = "4m",
+    recipe: Annotated[str, typer.Option("--recipe", help="Fixed part that every candidate begins with.")] = "",
+    only: Annotated[str, typer.Option("--only", help="Systems to choose from, comma-separated.")] = "",
+    without: Annotated[str, typer.Option("--without", help="Systems to leave out, comma-separated.")] = "",
+    target: Annotated[Path | None, typer.Option("--target", help="Plan for this measured machine (--dry-run).")] = None,
+    context: Annotated[int, typer.Option("--context", min=0, help="Tokens in the context when decoding.")] = 0,
+    text: Annotated[Path | None, typer.Option("--text", help="Text like what the model will see.")] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="Inputs of a module: .npy or .safetensors.")] = None,
+    quality: Annotated[str, typer.Option("--quality", help="Your own judge: module:function.")] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Predict only: bytes by owner, and what would hold.")
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    threads: Threads = 0,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    verbose: Verbose = False,
+) -> int:
+    """Bring MODEL under a budget: search, measure, prove; write an artifact and a report.
+
+    Exit code 0 when the budget is met on held-out data, 1 when it is not (the nearest is still written).
+    """
+    from headway.core.budget import Budget, Objective
+    from headway.core.recipe import Recipe
+    from headway.core.target import Target
+    from headway.optimize import api
+    from headway.optimize.applying import prepared
+    from headway.optimize.workloads import make_workload
+
+    session = Session(as_json, quiet, verbose, threads, seed, device)
+    limits, objective = Budget.parse(budget), Objective.parse(minimize)
+    fixed = Recipe.read(recipe)
+    prepared(fixed)
+    if target is not None and not dry_run:
+        raise BadInput("--target plans for another machine", "add --dry-run: measuring needs that machine itself")
+    here = Target.load(target) if target is not None else None
+    seconds = parse_time(time)
+    api.use_threads(session.threads)
+    loaded = api.load(model)
+    workload = make_workload(loaded, text=text, data=data, quality=quality, context=context)
+    options = {"recipe": fixed, "target": here, "workload": workload, "threads": session.threads}
+    if dry_run:
+        from headway.optimize.dry_run import dry_run as plan
+
+        planned = plan(loaded, limits, here or api.machine(session.progress), workload, fixed, session.threads)
+        session.emit(planned.as_json(), planned.table(), planned.target)
+        return 0 if planned.met else 1
+    result = api.optimize(
+        loaded,
+        budget=limits,
+        minimize=objective,
+        output=output,
+        only=names(only),
+        without=names(without),
+        time_s=seconds,
+        seed=seed,
+        command=shlex.join(["headway", *sys.argv[1:]]) if sys.argv[1:2] == ["optimize"] else "",
+        progress=session.progress,
+        **options,
+    )
+    session.emit(result.as_json(), result.table(), result.target)
+    return 0 if result.met else 1
+
+
+def names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def parse_time(text: str) -> float:
+    """Seconds from `90s`, `5m`, `1h` or a plain number of seconds; raises `BadInput`."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|sec|m|min|h)?\s*", text)
+    if not match or float(match[1]) <= 0:
+        raise BadInput(f"--time {text!r} is no time", "write e.g. 90s or 5m")
+    return float(match[1]) * {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, None: 1}[match[2]]

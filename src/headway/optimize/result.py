@@ -1,0 +1,127 @@
+"""`Result`: the answer of one optimisation, as values, as JSON and as text; and the artifact it leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from headway.core.artifact import write_artifact
+from headway.core.evidence import Evidence
+from headway.core.model import Model
+from headway.core.units import show
+from headway.optimize.candidate import Candidate, violations
+from headway.optimize.measuring import Bench
+from headway.optimize.report import site_bits, write_report
+from headway.optimize.request import Request
+
+SHOWN = (
+    ("tpot_s", "s"),
+    ("latency_s", "s"),
+    ("ttft_s", "s"),
+    ("memory_bytes", "B"),
+    ("size_bytes", "B"),
+    ("quality", ""),
+)
+
+
+@dataclass
+class Result:
+    """`met`: whether the winner, proven on held-out data, holds every limit of the budget."""
+
+    request: Request
+    bench: Bench
+    baseline: Candidate
+    winner: Candidate
+    front: Sequence[Candidate]
+    candidates: Sequence[Candidate]
+    met: bool
+    evidence: Evidence
+    artifact: Path | None = None
+    report: Path | None = None
+
+    @property
+    def model(self) -> Model:
+        """The winner, ready to run."""
+        return self.bench.model(self.winner.recipe)
+
+    @property
+    def target(self) -> Any:
+        return self.bench.context.target
+
+    def complete(self) -> None:
+        """Fill the evidence's `result`, so that a report can be made of the evidence alone."""
+        request, evidence = self.request, self.evidence
+        evidence.command = request.command
+        evidence.model = {"name": request.model.name, "fingerprint": request.model.fingerprint()}
+        evidence.recipe = self.winner.recipe.as_json()
+        evidence.notes += list(dict.fromkeys(self.bench.context.notes))
+        evidence.result = {
+            **self._answer(),
+            "candidates": [candidate.as_json() for candidate in self.candidates],
+            "sites": site_bits(self.model),
+            "workload": dict(self.bench.subject.describe()),
+            "compared_with": f"{request.model.name}, unmodified, in the same runtime",
+        }
+
+    def _answer(self) -> dict[str, Any]:
+        return {
+            "met": self.met,
+            "budget": str(self.request.budget),
+            "minimize": self.request.objective.name,
+            "baseline": self.baseline.as_json(),
+            "winner": self.winner.as_json(),
+            "front": [candidate.as_json() for candidate in self.front],
+            "missed": [violation.as_json() for violation in violations(self.winner, self.request.budget)],
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        paths = {"artifact": self.artifact, "report": self.report}
+        evidence = None if self.artifact is None else self.artifact / "evidence.json"
+        return {
+            **self._answer(),
+            **{name: None if path is None else str(path) for name, path in paths.items()},
+            "evidence": self.evidence.to_json() if evidence is None else str(evidence),
+        }
+
+    def save(self, folder: str | Path) -> None:
+        """Write the artifact (weights, recipe, evidence, card) and the report; an artifact there is replaced whole."""
+        self.artifact = Path(folder)
+        self.evidence.result["artifact"] = str(folder)
+        write_artifact(self.artifact, self.model, self.winner.recipe.to_toml(), self.evidence)
+        self.report = self.artifact.with_name(self.artifact.name + ".html")
+        write_report(self.report, [self.evidence])
+
+    def table(self) -> str:
+        """For people: the verdict, then baseline, front and winner side by side."""
+        lines = [f"budget {self.request.budget or '(none)'}: {'MET' if self.met else 'NOT MET'}"]
+        lines += [f"  {violation}" for violation in violations(self.winner, self.request.budget)]
+        lines += ["", _row("", [title(metric) for metric, _ in self._columns()])]
+        for name, candidate in [("original", self.baseline), ("winner", self.winner)]:
+            lines.append(_row(name, [_cell(candidate.measured, metric, unit) for metric, unit in self._columns()]))
+            predicted = [_cell(candidate.predicted, metric, unit) for metric, unit in self._columns()]
+            if any(predicted):
+                lines.append(_row("  predicted", predicted))
+        for candidate in self.front:
+            cells = [_cell(candidate.measured, metric, unit) for metric, unit in self._columns()]
+            lines.append(_row("on the front", cells))
+        lines += ["", self.evidence.table(), ""]
+        if self.artifact is not None:
+            lines += [f"artifact {self.artifact}", f"report   {self.report}"]
+        return "\n".join(lines)
+
+    def _columns(self) -> list[tuple[str, str]]:
+        return [(metric, unit) for metric, unit in SHOWN if metric in self.baseline.measured]
+
+
+def title(metric: str) -> str:
+    return {"tpot_s": "per token", "latency_s": "latency", "ttft_s": "first token"}.get(metric, metric.split("_")[0])
+
+
+def _cell(values: Mapping[str, float], metric: str, unit: str) -> str:
+    return show(values[metric], unit) if metric in values else ""
+
+
+def _row(name: str, cells: Sequence[str]) -> str:
+    return "  ".join([name.ljust(14), *(cell.rjust(11) for cell in cells)]).rstrip()
