@@ -17,6 +17,11 @@ from headway.core.weight import F32, Weight
 SiteKind = Literal["linear", "conv1x1"]
 
 
+def tensor_of(weight: Weight) -> Tensor:
+    """The exact value as a float32 tensor (out_features, in_features) of its own, which may be written to."""
+    return torch.from_numpy(np.array(weight.dequantize(), np.float32))
+
+
 class PackedModule(nn.Module):
     """What both share: `packed` is the weight, `bias` a buffer, `kernel_calls` counts the products of its kernel.
 
@@ -33,17 +38,13 @@ class PackedModule(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The exact value, made anew at each call: for code that reads a layer's weight instead of calling it."""
-        return self._dense()
-
-    def _dense(self) -> Tensor:
-        """The exact value as a float32 tensor (out_features, in_features) of its own."""
-        return torch.from_numpy(np.array(self.packed.dequantize(), np.float32))
+        return tensor_of(self.packed)
 
     def product(self, x: Tensor) -> Tensor:
         """x: (..., in_features) -> (..., out_features), bias added, in the data type of `x`."""
         bias = cast("Tensor | None", self.bias)
         if x.device.type != "cpu" or (torch.is_grad_enabled() and x.requires_grad):
-            value = self._dense().to(x.device, x.dtype)
+            value = tensor_of(self.packed).to(x.device, x.dtype)
             return F.linear(x, value, None if bias is None else bias.to(x.device, x.dtype))
         out_features, in_features = self.packed.shape
         rows = x.detach().reshape(-1, in_features).to(torch.float32).contiguous()
@@ -97,7 +98,7 @@ class PackedConv1x1(PackedModule):
 
     @property
     def weight(self) -> Tensor:
-        return self._dense()[:, :, None, None]
+        return tensor_of(self.packed)[:, :, None, None]
 
     def forward(self, input: Tensor) -> Tensor:
         picked = input[..., :: self.stride[0], :: self.stride[1]]

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from headway.core.packed_modules import tensor_of
 from headway.core.weight import Weight
 from headway.llm.families.base import F32, Architecture, Layer
 from headway.llm.runtime import I64
-from headway.llm.weights.modules import tensor_of
 
 QUERY_BLOCK = 512
 """Queries whose scores are held at once: bounds the memory of a long prompt."""
