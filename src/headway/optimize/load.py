@@ -44,6 +44,13 @@ def load(source: Any, sample: Any = None) -> Model:
     return load_language_model(path)
 
 
+def as_language(model: Model) -> Any:
+    """The model as a `LanguageModel`; raises `BadInput` for another task."""
+    if model.task != "language":
+        raise BadInput(f"{model.name} is no language model", "give e.g. smollm2-135m")
+    return model
+
+
 def _call(name: str) -> Any:
     module, _, function = name.partition(":")
     try:

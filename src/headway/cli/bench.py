@@ -1,0 +1,65 @@
+"""`headway bench`: throughput and latency beside other engines, interleaved in one run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from headway.cli.console import Device, Json, Quiet, Seed, Session, Threads, Verbose
+from headway.core.errors import BadInput
+
+
+def command(
+    model: Annotated[str, typer.Argument(help="MODEL: a language model.")],
+    recipe: Annotated[str, typer.Option("--recipe", help="Systems to apply first.")] = "",
+    against: Annotated[str, typer.Option("--against", help="Peers, comma-separated: torch.")] = "",
+    prefill: Annotated[int, typer.Option("--prefill", min=1, max=1 << 20, help="Prompt tokens.")] = 512,
+    decode: Annotated[int, typer.Option("--decode", min=1, max=1 << 20, help="Tokens decoded in all.")] = 64,
+    batch: Annotated[str, typer.Option("--batch", help="Sequences at once, e.g. 1,4,8.")] = "1",
+    context: Annotated[int, typer.Option("--context", min=1, max=1 << 20, help="Depth when decoding.")] = 128,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="A report (HTML).")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    threads: Threads = 0,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    verbose: Verbose = False,
+) -> int:
+    """Measure prefill and decode tokens/s of MODEL (with a recipe), and of peers, taking turns."""
+    from headway.core.ledger import Ledger
+    from headway.optimize import api
+    from headway.optimize.bench import bench
+    from headway.optimize.load import as_language
+    from headway.optimize.report import write_report
+
+    session = Session(as_json, quiet, verbose, threads, seed, device)
+    try:
+        batches = [int(part) for part in batch.split(",")]
+    except ValueError:
+        raise BadInput(f"--batch {batch!r} is no list of numbers", "write e.g. 1,4,8") from None
+    if not all(1 <= number <= 1024 for number in batches):
+        raise BadInput(f"--batch {batch!r}", "numbers must lie in 1..1024")
+    api.use_threads(session.threads)
+    loaded = api.load(model)
+    if recipe:
+        loaded = api.apply(recipe, loaded, threads=session.threads, seed=seed, progress=session.progress)
+    peers = [name.strip() for name in against.split(",") if name.strip()]
+    result = bench(
+        as_language(loaded),
+        api.machine(session.progress),
+        against=peers,
+        prefill=prefill,
+        decode=decode,
+        batches=batches,
+        context=context,
+        threads=session.threads,
+        seed=seed,
+        progress=session.progress,
+    )
+    Ledger.open().append(result.evidence)
+    if output is not None:
+        write_report(output, [result.evidence])
+    session.emit(result.as_json(), result.table(), result.target)
+    return 0
