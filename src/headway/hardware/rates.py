@@ -19,7 +19,10 @@ def interpolate(points: Sequence[tuple[float, float]], x: float) -> float:
         return points[0][1]
     for (x0, y0), (x1, y1) in pairwise(points):
         if x <= x1:
-            share = (math.log(x) - math.log(x0)) / (math.log(x1) - math.log(x0))
+            span = math.log(x1) - math.log(x0)
+            if span <= 0:  # equal but for rounding
+                return y1
+            share = (math.log(x) - math.log(x0)) / span
             return math.exp(math.log(y0) + share * (math.log(y1) - math.log(y0)))
     return points[-1][1]
 
