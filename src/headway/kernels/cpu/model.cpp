@@ -1,6 +1,7 @@
 #include "model.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 
@@ -52,10 +53,32 @@ Model::Model(ModelConfig config, std::vector<LayerWeights> layers, std::vector<R
   ld_ffn_ = round_up(config_.ffn, kBlock);
 }
 
-size_t Model::weight_bytes() const {
-  size_t total = head_->bytes();
+template <class F> void Model::each_weight(F&& f) const {
   for (const LayerWeights& l : layers_)
-    for (const WeightPtr& w : {l.q, l.k, l.v, l.o, l.gate, l.up, l.down}) total += w->bytes();
+    for (const WeightPtr& w : {l.q, l.k, l.v, l.o, l.gate, l.up, l.down}) f(*w);
+  f(*head_);
+}
+
+size_t Model::weight_bytes() const {
+  size_t total = 0;
+  each_weight([&](const Weight& w) { total += w.bytes(); });
+  return total;
+}
+
+size_t Model::read(int threads) const {
+  constexpr size_t piece = 32 << 10;
+  Pool::Session session(threads);
+  size_t total = 0;
+  std::atomic<uint64_t> sum{0};
+  each_weight([&](const Weight& w) {
+    const auto* data = static_cast<const char*>(w.data());
+    if (!data) return;
+    session.run(int64_t((w.bytes() + piece - 1) / piece), [&](int64_t task, int) {
+      const size_t at = size_t(task) * piece;
+      sum.fetch_add(kernels().read(data + at, std::min(piece, w.bytes() - at)), std::memory_order_relaxed);
+    });
+    total += w.bytes();
+  });
   return total;
 }
 

@@ -71,6 +71,9 @@ class Model {
   std::shared_ptr<Sequence> sequence() const { return std::make_shared<Sequence>(kv_); }
   size_t weight_bytes() const;  // read by a decoded token
 
+  // Read every weight plainly, matrix by matrix as a step does; returns the bytes read.
+  size_t read(int threads) const;
+
   // Feed every part; logits rows, vocab floats each, in order: of each part's last token, or of every token.
   // If it throws (std::bad_alloc) no sequence has changed.
   void step(const std::vector<Part>& parts, bool every, float* logits, int threads);
@@ -103,6 +106,7 @@ class Model {
   const AttentionPlan& plan(int64_t window, int lanes);
   void attend_item(const Item& item, const AttentionPlan& plan, int64_t layer, char* scratch);
   void merge_item(const Item& item);
+  template <class F> void each_weight(F&& f) const;
   template <class F> void rows(Pool::Session& session, int64_t cost, F&& f);
 
   ModelConfig config_;

@@ -138,6 +138,7 @@ void bind(nb::module_& m) {
       .def("trim", &Sequence::trim);
   nb::class_<Model>(m, "Model")
       .def_prop_ro("weight_bytes", &Model::weight_bytes)
+      .def("read", &Model::read, "threads"_a = 0, nb::call_guard<nb::gil_scoped_release>())
       .def("sequence", &Model::sequence)
       .def("step", &step, "sequences"_a, "tokens"_a, "offsets"_a, "every"_a = false, "threads"_a = 0);
   m.def("make_model", &make, "description"_a);

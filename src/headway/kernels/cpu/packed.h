@@ -18,6 +18,7 @@ class DenseWeight final : public Weight {
 
   const char* kind() const override { return "dense"; }
   size_t bytes() const override { return packed_.size(); }
+  const void* data() const override { return packed_.data(); }
   const FormSpec* form(int64_t) const override { return nullptr; }
   void matmul(const Acts& acts, float* y, int64_t ldy, int64_t tile_begin, int64_t tile_end, void*) const override;
   void matmul_exact(const Acts& acts, float* y, int64_t ldy, int64_t tile_begin, int64_t tile_end,
@@ -42,6 +43,7 @@ class IntWeight final : public Weight {
 
   const char* kind() const override { return tiles_.bits == 4 ? "int4" : "int8"; }
   size_t bytes() const override { return packed_.size(); }
+  const void* data() const override { return packed_.data(); }
   const FormSpec* form(int64_t) const override { return tiles_.group == 16 ? &kInt8HalvesForm : &kInt8Form; }
   size_t scratch_bytes(int64_t rows) const override;
   void matmul(const Acts& acts, float* y, int64_t ldy, int64_t tile_begin, int64_t tile_end,

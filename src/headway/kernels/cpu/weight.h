@@ -87,6 +87,9 @@ class Weight {
   // Bytes of the packed form: what one matmul reads.
   virtual size_t bytes() const = 0;
 
+  // Where those bytes lie, if in one piece: for reading them plainly, the roof a kernel is judged by.
+  virtual const void* data() const { return nullptr; }
+
   // The form `matmul` reads when x has `rows` rows; null: float32 as they are.
   virtual const FormSpec* form(int64_t rows) const = 0;
 
