@@ -95,7 +95,7 @@ def test_a_disk_that_fills_up_inside_the_weights_library_is_explained(tmp_path: 
         def save(self, folder: Path) -> None:
             raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    with pytest.raises(Lacking, match="No space left"):
+    with pytest.raises(Lacking, match="No space left on device; free disk space"):
         write_artifact(tmp_path / "out", Unlucky(1.0), RECIPE, evidence())
     assert list(tmp_path.iterdir()) == []
 

@@ -67,6 +67,15 @@ def test_each_operating_system_error_has_its_mend(code: int, kind: type[HeadwayE
     assert word in error.mend and "/somewhere" in error.what
 
 
+def test_the_weights_librarys_own_errors_are_explained_where_the_system_is_to_blame(tmp_path: Path) -> None:
+    from safetensors import SafetensorError
+
+    with pytest.raises(Lacking, match="free disk space"), files.explained(tmp_path):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    with pytest.raises(SafetensorError), files.explained(tmp_path):
+        raise SafetensorError("Error while deserializing header: header too large")
+
+
 def test_an_error_without_a_number_still_speaks() -> None:
     assert "odd" in str(files.explain(OSError("odd"), "p"))
 

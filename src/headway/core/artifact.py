@@ -96,7 +96,7 @@ def write_artifact(
     with atomic_folder(folder, replace=replace) as new:
         weights = new / WEIGHTS
         weights.mkdir()
-        _save(model, weights)
+        model.save(weights)
         write_file(new / RECIPE, recipe_toml.encode())
         write_file(new / EVIDENCE, json_text(evidence.to_json()).encode())
         write_file(new / CARD, (model_card(model, recipe_toml, evidence) if card is None else card).encode())
@@ -129,15 +129,6 @@ def _may_write(folder: Path, model: Model, replace: bool) -> None:
         raise Lacking(
             f"{folder}: {wanted} bytes are needed, {free} are free", "free disk space or choose another folder"
         )
-
-
-def _save(model: Model, folder: Path) -> None:
-    from safetensors import SafetensorError
-
-    try:
-        model.save(folder)
-    except SafetensorError as error:  # its writer reports a full disk as its own kind of error
-        raise Lacking(f"{folder}: {error}"[:300], "free disk space or choose another folder") from error
 
 
 def read_manifest(folder: str | Path, *, verify: bool = True) -> Manifest:

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -29,6 +30,7 @@ STALE_S = 60.0
 
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
+_OS_ERROR = re.compile(r"os error (\d+)")
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _WRONG_PATH = {
@@ -57,11 +59,16 @@ def explain(error: OSError, path: str | Path) -> HeadwayError:
 
 @contextmanager
 def explained(path: str | Path) -> Iterator[None]:
-    """Turns an `OSError` inside into `explain(error, path)`."""
+    """Turns an `OSError` inside, or one that the safetensors library wrapped, into `explain(error, path)`."""
     try:
         yield
     except OSError as error:
         raise explain(error, path) from error
+    except Exception as error:
+        number = _OS_ERROR.search(str(error)) if type(error).__name__ == "SafetensorError" else None
+        if number is None:
+            raise
+        raise explain(OSError(int(number[1]), ""), path) from error
 
 
 # Folders of the user
