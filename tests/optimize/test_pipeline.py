@@ -1,0 +1,166 @@
+"""The main path on tiny models: met and missed budgets, the cache, interrupts, artifacts that load again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import TinyFolder
+
+import headway
+from headway.cli.main import main
+from headway.core.errors import BadInput
+from headway.core.module_workload import workload_from
+from headway.core.workload import Texts, Workload
+from headway.optimize.result import Result
+
+WORDS = "the cat sat on a mat and saw the dog run to its house near a tree by the road "
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADWAY_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    return TinyFolder(tmp_path / "tiny").path
+
+
+def texts(seed: int = 0) -> Workload:
+    rng = np.random.default_rng(seed)
+    words = WORDS.split()
+    parts = [" ".join(rng.choice(words, 4000)) for _ in range(3)]
+    return Workload(prompt_tokens=16, output_tokens=4, texts=Texts(*parts, "test"))
+
+
+def run(model: Path, budget: str, **options: object) -> Result:
+    given = {"workload": texts(), "minimize": "size", "time_s": 30.0, "threads": 1, **options}
+    result: Result = headway.optimize(str(model), budget=budget, **given)
+    return result
+
+
+def test_a_budget_that_can_be_met_is_met_and_proven(tiny: Path, tmp_path: Path) -> None:
+    original = headway.load(str(tiny))
+    result = run(tiny, "quality>=0.9", output=tmp_path / "out")
+    assert result.met
+    assert result.winner.measured["quality"] >= 0.9
+    assert result.winner.measured["size_bytes"] < original.size_bytes()
+    assert result.model.size_bytes() == result.winner.measured["size_bytes"]
+    again = headway.load(str(tmp_path / "out"))
+    assert again.fingerprint() == result.model.fingerprint()
+    assert np.array_equal(again.logits([1, 2, 3]), result.model.logits([1, 2, 3]))
+    evidence = json.loads((tmp_path / "out" / "evidence.json").read_text())
+    assert {series["arm"] for series in evidence["series"]} >= {"baseline", "again"}
+    assert evidence["result"]["met"] is True
+    assert "<!doctype html>" in (tmp_path / "out.html").read_text()[:20].lower()
+
+
+def test_a_budget_that_cannot_be_met_says_by_how_much_and_shows_the_nearest(tiny: Path, tmp_path: Path) -> None:
+    result = run(tiny, "size<=1KB, quality>=0.999", output=tmp_path / "out")
+    assert not result.met
+    document = result.as_json()
+    assert document["missed"]
+    assert document["missed"][0]["missed_by"] > 0
+    assert document["front"]
+    assert (tmp_path / "out" / "recipe.toml").is_file()
+
+
+def test_a_second_run_measures_nothing_and_answers_the_same(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = run(tiny, "quality>=0.9")
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr("headway.optimize.measuring.compare", never)
+    monkeypatch.setattr("headway.optimize.footprint.peak_bytes", never)
+    second = run(tiny, "quality>=0.9")
+    assert second.winner == first.winner
+    assert [c.recipe for c in second.front] == [c.recipe for c in first.front]
+
+
+def test_an_interrupted_search_goes_on_where_it_was(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from headway.optimize.measuring import Bench
+
+    whole = run(tiny, "quality>=0.9", seed=3)
+    measured: list[str] = []
+    real = Bench.memory
+
+    def interrupt_second(self: Bench, recipe: object) -> float:
+        measured.append(str(recipe))
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        return real(self, recipe)  # type: ignore[arg-type]
+
+    monkeypatch.setenv("HEADWAY_HOME", str(Path(str(tiny)).parent / "other-home"))
+    monkeypatch.setattr(Bench, "memory", interrupt_second)
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny, "quality>=0.9", seed=3)
+    monkeypatch.setattr(Bench, "memory", real)
+    resumed = run(tiny, "quality>=0.9", seed=3)
+    assert resumed.met == whole.met
+
+
+def test_only_and_without_choose_the_systems(tiny: Path) -> None:
+    result = run(tiny, "quality>=0.5", only=["int8"])
+    assert {step.system for candidate in result.candidates for step in candidate.recipe.steps} <= {"int8"}
+    with pytest.raises(BadInput, match="both asked for and excluded"):
+        run(tiny, "", only=["int8"], without=["int8"])
+    with pytest.raises(BadInput, match="no system"):
+        run(tiny, "", only=["nothing"])
+
+
+def test_a_fixed_part_is_in_every_candidate(tiny: Path) -> None:
+    result = run(tiny, "quality>=0.5", recipe='int8(only="*.mlp.*")')
+    chosen = [c for c in result.candidates if c.recipe.steps]
+    assert chosen
+    assert all(c.recipe.steps[0].settings["only"] == "*.mlp.*" for c in chosen)
+
+
+def test_any_torch_module_takes_the_same_path(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.ReLU(), torch.nn.Linear(128, 64))
+    inputs = [(torch.randn(4, 64),) for _ in range(20)]
+    model = headway.load(net, sample=inputs[0][0])
+    result = headway.optimize(
+        model,
+        budget="quality>=0.9",
+        minimize="size",
+        workload=Workload(data=workload_from(inputs), quality="closeness"),
+        time_s=30,
+        threads=1,
+    )
+    assert result.met
+    assert result.winner.measured["size_bytes"] < 0.6 * result.baseline.measured["size_bytes"]
+    assert result.model.kernel_calls() > 0
+    assert sum(p.numel() for p in net.parameters()) == 64 * 128 + 128 + 128 * 64 + 64
+
+
+def test_a_text_too_short_names_both_numbers(tiny: Path) -> None:
+    short = Workload(prompt_tokens=4, texts=Texts("a b c", "a b c", "a b c", "test"))
+    with pytest.raises(BadInput, match=r"has \d+ tokens, 2 windows of \d+ need \d+"):
+        run(tiny, "", workload=short)
+
+
+def test_the_command_line_answers_in_json(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "text"
+    text.write_text(" ".join(np.random.default_rng(0).choice(WORDS.split(), 20_000)))
+    words = ["optimize", str(tiny), "--budget", "quality>=0.9", "--minimize", "size", "--json", "--threads", "1"]
+    assert main([*words, "--text", str(text), "--time", "20s", "-o", str(tmp_path / "out")]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert {"met", "budget", "baseline", "winner", "front", "artifact", "evidence", "report", "target"} <= set(document)
+    assert Path(document["report"]).is_file()
+    assert {"recipe", "measured", "predicted"} <= set(document["winner"])
+    assert main([*words, "--text", str(text), "--dry-run"]) == 0
+    assert json.loads(capsys.readouterr().out)["memory_by_owner"]["weights"] > 0
+
+
+def test_an_output_that_is_no_artifact_is_never_replaced(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").write_text("precious")
+    with pytest.raises(BadInput, match="no artifact"):
+        run(tiny, "", output=tmp_path / "mine")
+    assert (tmp_path / "mine" / "file").read_text() == "precious"
