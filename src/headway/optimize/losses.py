@@ -25,6 +25,7 @@ from headway.core.system import Context, Policy
 from headway.core.weight import F32
 from headway.llm.weights.calibration import gradient_moments, hessians
 from headway.llm.weights.transform import WeightTransform
+from headway.optimize.forms import calibrated
 from headway.optimize.request import Request
 from headway.optimize.search import Space
 from headway.optimize.subject import Subject
@@ -78,24 +79,25 @@ def _table(
         seconds[row, column] = subject.site_seconds(context.target, sites[row], form, size, context.threads)
         forms[row][column] = form
 
-    for row, site in enumerate(sites):
-        held = model.weight(site.name)
-        for column in range(len(choices)):
-            cost(row, column, held.form, float(held.nbytes))
     moments = Moments(model, context) if weights else None
     column = 0
+    held = [{site.name: model.weight(site.name) for site in sites}]
     for slug, system, options in weights:
         for option in options:
             column += 1
             settings = system.settings.parse({**option, "only": ["*"]}, slug)
             taken = [site for site in sites if system.taken(settings, [site])]
             made = system.weights(model, settings, context, taken)
+            held.append(made)
             for row, site in enumerate(sites):
                 if site.name in made:
-                    weight = made[site.name]
-                    cost(row, column, weight.form, float(weight.nbytes))
                     assert moments is not None
-                    loss[row, column] = moments.loss(site, weight.dequantize())
+                    loss[row, column] = moments.loss(site, made[site.name].dequantize())
+    context.target = calibrated(context.target, model, held, context.threads, context.progress)
+    for column, weights_of in enumerate(held):
+        for row, site in enumerate(sites):
+            weight = weights_of.get(site.name, held[0][site.name])
+            cost(row, column, weight.form, float(weight.nbytes))
     return ChoiceTable(sites, tuple(choices), loss, nbytes, seconds, tuple(tuple(row) for row in forms))
 
 
