@@ -85,6 +85,8 @@ class Rope:
     @property
     def scaling_is_sound(self) -> bool:
         """Whether the numbers that the scaling uses lie where its formula is defined."""
+        if self.scaling == "factors":
+            return all(1e-9 < factor < 1e9 for factor in self.factors)
         if self.scaling == "llama3":
             return self.original_context > 0 and 0.0 < self.low_freq_factor < self.high_freq_factor < 1e6
         if self.scaling == "yarn":

@@ -147,7 +147,7 @@ class _Cursor:
                 self.skip_array(depth + 1)
         else:
             self.at += count * least
-            if kind == BOOL and any(byte > 1 for byte in self.data[start : self.at]):
+            if kind == BOOL and count and np.frombuffer(self.data, np.uint8, count, start).max() > 1:
                 raise self.fail("an array of bool holds a byte other than 0 and 1", start)
         return Value(kind, start, count)
 
