@@ -96,6 +96,16 @@ def reset_peaks() -> None:
     _cpu.reset_peaks()
 
 
+def pool_counts() -> dict[str, int]:
+    """Phases shared with helper threads, waits that were far too long (`stalls`), phases run alone after one."""
+    return dict(_cpu.pool_counts())
+
+
+def fail_allocation(k: int) -> None:
+    """The k-th native allocation from now raises MemoryError; 0: none does. For fault tests."""
+    _cpu.fail_allocation(k)
+
+
 def pack_dense(values: npt.NDArray[Any]) -> NativeWeight:
     """values: (out, in) float32 or float16, or uint16 holding bfloat16 bits; stored as given, computed in float32."""
     data = np.ascontiguousarray(values)
