@@ -51,8 +51,13 @@ VBMI inline void add_segment(const uint8_t* at, const int8_t* entries, int64_t s
     for (int i = 0; i < kSums; ++i) total[n][i] = _mm512_add_epi32(total[n][i], other[n][i]);
 }
 
-// One tile times N rows of activations. SINGLE: every group is one segment.
-template <int Q, bool UNIFORM, int N, bool SINGLE>
+VBMI inline void store(float* y, int64_t tile, int64_t out, __m512 acc) {
+  const int64_t left = out - tile * kRows;
+  _mm512_mask_storeu_ps(y + tile * kRows, left >= kRows ? 0xffff : __mmask16((1u << left) - 1), acc);
+}
+
+// One tile times N rows of activations.
+template <int Q, bool UNIFORM, int N>
 VBMI void tile_rows(const View& w, const Tables& x, int64_t tile, int64_t row, float* y, int64_t ldy) {
   constexpr int kSums = UNIFORM ? 1 : Q;
   const uint8_t* at = w.data + tile * w.tile_bytes;
@@ -70,7 +75,7 @@ VBMI void tile_rows(const View& w, const Tables& x, int64_t tile, int64_t row, f
       for (int i = 0; i < kSums; ++i) part[n][i] = _mm512_setzero_ps();
     }
     do {
-      const int64_t count = SINGLE || left_in_group < x.segment_blocks ? left_in_group : x.segment_blocks;
+      const int64_t count = left_in_group < x.segment_blocks ? left_in_group : x.segment_blocks;
       __m512i total[N][kSums];
       for (int n = 0; n < N; ++n)
         for (int i = 0; i < kSums; ++i)
@@ -82,60 +87,89 @@ VBMI void tile_rows(const View& w, const Tables& x, int64_t tile, int64_t row, f
         add_segment<Q, UNIFORM, N, 1>(at, entries, x.entry_stride, total);
       for (int n = 0; n < N; ++n) {
         const Segment& segment = segments[n * x.segment_stride];
-        const __m512 scale = _mm512_set1_ps(segment.scale), s = _mm512_set1_ps(segment.sum);
-        sum[n] = SINGLE ? s : _mm512_add_ps(sum[n], s);
-        for (int i = 0; i < kSums; ++i) {
-          const __m512 value = _mm512_cvtepi32_ps(total[n][i]);
-          part[n][i] = SINGLE ? _mm512_mul_ps(value, scale) : _mm512_fmadd_ps(value, scale, part[n][i]);
-        }
+        const __m512 scale = _mm512_set1_ps(segment.scale);
+        sum[n] = _mm512_add_ps(sum[n], _mm512_set1_ps(segment.sum));
+        for (int i = 0; i < kSums; ++i)
+          part[n][i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(total[n][i]), scale, part[n][i]);
       }
       at += count * (Q * 64);
       entries += count * kTableBytes;
       left_in_group -= count;
       ++segments;
-    } while (!SINGLE && left_in_group > 0);
+    } while (left_in_group > 0);
     for (int i = 0; i <= kSums; ++i, at += floats) {
       __m512 value = group_floats(w.half, at);
       if (!UNIFORM && i < kSums) value = _mm512_add_ps(value, value);
       for (int n = 0; n < N; ++n) acc[n] = _mm512_fmadd_ps(value, i < kSums ? part[n][i] : sum[n], acc[n]);
     }
   }
-  const int64_t left = w.out - tile * kRows;
-  const __mmask16 rows = left >= kRows ? 0xffff : __mmask16((1u << left) - 1);
-  for (int n = 0; n < N; ++n) _mm512_mask_storeu_ps(y + (row + n) * ldy + tile * kRows, rows, acc[n]);
+  for (int n = 0; n < N; ++n) store(y + (row + n) * ldy, tile, w.out, acc[n]);
 }
 
-template <int Q, bool UNIFORM, bool SINGLE>
-void all_rows(const View& w, const Tables& x, float* y, int64_t ldy, int64_t begin, int64_t end) {
-  for (int64_t tile = begin; tile < end; ++tile) {
-    int64_t row = 0;
-    for (; row + 4 <= x.rows; row += 4) tile_rows<Q, UNIFORM, 4, SINGLE>(w, x, tile, row, y, ldy);
-    if (row + 2 <= x.rows) {
-      tile_rows<Q, UNIFORM, 2, SINGLE>(w, x, tile, row, y, ldy);
-      row += 2;
+// The same for one row of activations against a uniform weight whose groups are all SEGMENTS segments of BLOCKS
+// blocks: the case of decoding, without the loops. Same operations, same bits.
+template <int Q, int BLOCKS, int SEGMENTS>
+VBMI void tile_one(const View& w, const Tables& x, int64_t tile, int64_t row, float* y) {
+  const uint8_t* at = w.data + tile * w.tile_bytes;
+  const int8_t* entries = x.entries + row * x.entry_stride;
+  const Segment* segments = x.segments + row * x.segment_stride;
+  const int64_t floats = w.half ? 32 : 64;
+  __m512 acc = _mm512_setzero_ps();
+  for (int64_t left = w.blocks; left > 0; left -= SEGMENTS * BLOCKS) {
+    __m512 part, sum;
+    for (int s = 0; s < SEGMENTS; ++s) {
+      __m512i total[1][1] = {{_mm512_set1_epi32(segments[s].start[Q - 1])}};
+      add_segment<Q, true, 1, BLOCKS>(at + s * BLOCKS * Q * 64, entries + s * BLOCKS * kTableBytes, 0, total);
+      const __m512 value = _mm512_cvtepi32_ps(total[0][0]), scale = _mm512_set1_ps(segments[s].scale);
+      part = s == 0 ? _mm512_mul_ps(value, scale) : _mm512_fmadd_ps(value, scale, part);
+      sum = s == 0 ? _mm512_set1_ps(segments[s].sum) : _mm512_add_ps(sum, _mm512_set1_ps(segments[s].sum));
     }
-    if (row < x.rows) tile_rows<Q, UNIFORM, 1, SINGLE>(w, x, tile, row, y, ldy);
+    at += SEGMENTS * BLOCKS * Q * 64;
+    acc = _mm512_fmadd_ps(group_floats(w.half, at), part, acc);
+    acc = _mm512_fmadd_ps(group_floats(w.half, at + floats), sum, acc);
+    at += 2 * floats;
+    entries += SEGMENTS * BLOCKS * kTableBytes;
+    segments += SEGMENTS;
   }
+  store(y, tile, w.out, acc);
 }
 
 template <int Q, bool UNIFORM>
-void matmul_of(const View& w, const Tables& x, float* y, int64_t ldy, int64_t begin, int64_t end) {
-  if (w.group_blocks <= x.segment_blocks)
-    all_rows<Q, UNIFORM, true>(w, x, y, ldy, begin, end);
-  else
-    all_rows<Q, UNIFORM, false>(w, x, y, ldy, begin, end);
+void all_rows(const View& w, const Tables& x, float* y, int64_t ldy, int64_t begin, int64_t end) {
+  void (*one)(const View&, const Tables&, int64_t, int64_t, float*) = nullptr;
+  if constexpr (UNIFORM) {
+    const int64_t blocks = x.segment_blocks, segments = w.group_blocks / blocks;
+    if (w.blocks % w.group_blocks == 0 && w.group_blocks % blocks == 0) {
+      if (segments == 1) one = blocks == 1 ? tile_one<Q, 1, 1> : tile_one<Q, 2, 1>;
+      if (segments == 2) one = blocks == 1 ? tile_one<Q, 1, 2> : tile_one<Q, 2, 2>;
+      if (segments == 4 && blocks == 1) one = tile_one<Q, 1, 4>;
+    }
+  }
+  for (int64_t tile = begin; tile < end; ++tile) {
+    int64_t row = 0;
+    for (; row + 4 <= x.rows; row += 4) tile_rows<Q, UNIFORM, 4>(w, x, tile, row, y, ldy);
+    if (row + 2 <= x.rows) {
+      tile_rows<Q, UNIFORM, 2>(w, x, tile, row, y, ldy);
+      row += 2;
+    }
+    if (row == x.rows) continue;
+    if (one)
+      one(w, x, tile, row, y + row * ldy);
+    else
+      tile_rows<Q, UNIFORM, 1>(w, x, tile, row, y, ldy);
+  }
 }
 
 void matmul(const View& w, const Tables& x, float* y, int64_t ldy, int64_t begin, int64_t end) {
   switch (2 * w.bits + w.uniform) {
-    case 2: return matmul_of<1, false>(w, x, y, ldy, begin, end);
-    case 3: return matmul_of<1, true>(w, x, y, ldy, begin, end);
-    case 4: return matmul_of<2, false>(w, x, y, ldy, begin, end);
-    case 5: return matmul_of<2, true>(w, x, y, ldy, begin, end);
-    case 6: return matmul_of<3, false>(w, x, y, ldy, begin, end);
-    case 7: return matmul_of<3, true>(w, x, y, ldy, begin, end);
-    case 8: return matmul_of<4, false>(w, x, y, ldy, begin, end);
-    case 9: return matmul_of<4, true>(w, x, y, ldy, begin, end);
+    case 2: return all_rows<1, false>(w, x, y, ldy, begin, end);
+    case 3: return all_rows<1, true>(w, x, y, ldy, begin, end);
+    case 4: return all_rows<2, false>(w, x, y, ldy, begin, end);
+    case 5: return all_rows<2, true>(w, x, y, ldy, begin, end);
+    case 6: return all_rows<3, false>(w, x, y, ldy, begin, end);
+    case 7: return all_rows<3, true>(w, x, y, ldy, begin, end);
+    case 8: return all_rows<4, false>(w, x, y, ldy, begin, end);
+    case 9: return all_rows<4, true>(w, x, y, ldy, begin, end);
   }
 }
 
