@@ -1,0 +1,256 @@
+"""The whole-model step: equal to the readable network, and the same bits however a sequence is fed."""
+
+from __future__ import annotations
+
+import threading
+
+import native_models as models
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headway.core.errors import BadInput
+from headway.kernels import cpu
+from headway.llm.native import NativeRuntime
+
+TOKENS = np.random.default_rng(1).integers(0, 97, 1500)
+
+
+def runtime(name: str, form: str = "dense", **options):
+    arch = models.architecture(name)
+    weights, vectors = models.random_parts(arch, form)
+    return NativeRuntime(arch, weights, vectors, **options)
+
+
+def relative(got, expected) -> float:
+    return float(np.abs(got - expected).max() / np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", models.FAMILIES)
+def test_logits_equal_the_readable_network(name):
+    arch = models.architecture(name)
+    weights, vectors = models.random_parts(arch)
+    tokens = TOKENS[:1200]
+    expected = models.reference_logits(arch, weights, vectors, tokens)
+    for kv, bar in (("f32", 2e-5), ("f16", 3e-3)):
+        native = NativeRuntime(arch, weights, vectors, kv=kv)
+        assert relative(native.begin(1200).feed(tokens, every=True), expected) < bar
+
+
+@pytest.mark.parametrize("head_dim", [2, 8, 16, 40, 64, 128, 136, 256])
+def test_every_head_dimension_works(head_dim):
+    arch = models.architecture("qwen3", head_dim=head_dim, query_scale=head_dim**-0.5)
+    weights, vectors = models.random_parts(arch)
+    tokens = TOKENS[:90]
+    expected = models.reference_logits(arch, weights, vectors, tokens)
+    native = NativeRuntime(arch, weights, vectors, kv="f32")
+    assert relative(native.begin(90).feed(tokens, every=True), expected) < 2e-5
+
+
+@pytest.mark.parametrize("heads", [(1, 1), (4, 4), (9, 3), (14, 2), (5, 1), (16, 1)])
+def test_every_number_of_heads_per_kv_head_works(heads):
+    arch = models.architecture("llama", heads=heads[0], kv_heads=heads[1])
+    weights, vectors = models.random_parts(arch)
+    tokens = TOKENS[:150]
+    expected = models.reference_logits(arch, weights, vectors, tokens)
+    native = NativeRuntime(arch, weights, vectors, kv="f32")
+    session = native.begin(150)
+    logits = np.concatenate(
+        [session.feed(tokens[:140], every=True), *(session.feed(t[None], True) for t in tokens[140:])]
+    )
+    assert relative(logits, expected) < 2e-5
+
+
+@pytest.mark.parametrize("form", ["int8", "int4"])
+def test_exact_mode_multiplies_by_the_exact_dequantised_weights(form):
+    arch = models.architecture("llama")
+    weights, vectors = models.random_parts(arch, form)
+    expected = models.reference_logits(arch, weights, vectors, TOKENS[:100])
+    exact = NativeRuntime(arch, weights, vectors, kv="f32", exact=True)
+    assert relative(exact.begin(100).feed(TOKENS[:100], every=True), expected) < 2e-5
+    fast = NativeRuntime(arch, weights, vectors, kv="f32")
+    assert 2e-5 < relative(fast.begin(100).feed(TOKENS[:100], every=True), expected) < 5e-2
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gemma2", "odd"])
+@pytest.mark.parametrize("form", ["dense", "int4"])
+@pytest.mark.parametrize("kv", ["f32", "f16"])
+def test_a_sequence_gives_the_same_bits_however_it_is_cut_and_threaded(name, form, kv):
+    native = runtime(name, form, kv=kv)
+    whole = native.begin(1500).feed(TOKENS[:1300], every=True)
+    for threads in (1, 2, 3):
+        native.threads = threads
+        session = native.begin(1500)
+        at, parts = 0, []
+        for size in (1, 1, 62, 1, 7, 8, 17, 511, 2, 600, 1, 1, 1, 15, 16, 33, 20, 3):
+            parts.append(session.feed(TOKENS[at : at + size], every=True))
+            at += size
+        assert at == 1300
+        assert np.array_equal(np.concatenate(parts), whole)
+
+
+@pytest.mark.parametrize("form", ["dense", "int8"])
+def test_a_batch_gives_each_sequence_the_bits_it_has_alone(form):
+    native = runtime("gemma3", form)
+    lengths = (1, 700, 3, 64, 1, 130)
+    pieces = [TOKENS[i * 11 : i * 11 + n] for i, n in enumerate(lengths)]
+    sessions = [native.begin(800) for _ in lengths]
+    together = [native.step(sessions, pieces)]
+    ones = [np.array([5 + i]) for i in range(len(lengths))]
+    together.append(native.step(sessions, ones))
+    every = native.step(sessions, [TOKENS[:4], *ones[1:]], every=True)
+    for i, piece in enumerate(pieces):
+        alone = native.begin(800)
+        assert np.array_equal(alone.feed(piece), together[0][i])
+        assert np.array_equal(alone.feed(ones[i]), together[1][i])
+        if i == 0:
+            assert np.array_equal(alone.feed(TOKENS[:4], every=True), every[:4])
+        assert sessions[i].length == len(piece) + 1 + (4 if i == 0 else 1)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+@pytest.mark.parametrize("form", ["dense", "int4", "int8"])
+def test_every_level_gives_the_same_bits(name, form):
+    native = runtime(name, form)
+    logits = []
+    for level in cpu.levels():
+        with cpu.at_level(level):
+            session = native.begin(100)
+            logits.append(np.concatenate([session.feed(TOKENS[:70], every=True), session.feed(TOKENS[70:72], True)]))
+    assert all(np.array_equal(other, logits[0]) for other in logits)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 90), st.integers(0, 120)), min_size=1, max_size=8))
+def test_rewinding_and_feeding_again_is_as_if_nothing_happened(moves):
+    native = runtime("mistral", "int4", kv="f16")
+    session = native.begin(1000)
+    history: list[int] = []
+    random = np.random.default_rng(len(moves))
+    for feed, back in moves:
+        tokens = random.integers(0, 97, feed)
+        session.feed(tokens)
+        history += tokens.tolist()
+        history = history[: max(0, len(history) - back)]
+        session.rewind(len(history))
+        assert session.length == len(history)
+    fresh = native.begin(1000)
+    history.append(3)
+    expected = fresh.feed(np.array(history))
+    assert np.array_equal(session.feed(np.array([3])), expected)
+    assert session.nbytes == fresh.nbytes
+
+
+def test_pages_are_counted_and_given_back():
+    native = runtime("llama")
+    before = cpu.memory()["kv"]["current"]
+    session = native.begin(1000)
+    session.feed(TOKENS[:130])
+    assert session.nbytes == 3 * 64 * 2 * 2 * (8 + 16) * 2
+    assert cpu.memory()["kv"]["current"] >= before + session.nbytes
+    session.rewind(64)
+    assert session.nbytes == 64 * 2 * 2 * (8 + 16) * 2
+    del session
+    assert cpu.memory()["kv"]["current"] == before
+
+
+def test_trimming_frees_what_no_window_reaches_and_changes_no_bit():
+    native = runtime("gemma3")
+    kept, trimmed = native.begin(1500), native.begin(1500)
+    for at in range(0, 1400, 100):
+        piece = TOKENS[at : at + 100]
+        assert np.array_equal(kept.feed(piece), trimmed.feed(piece))
+        trimmed.trim()
+    assert trimmed.nbytes < 0.6 * kept.nbytes
+    trimmed.rewind(1398)
+    kept.rewind(1398)
+    assert np.array_equal(kept.feed(TOKENS[:3]), trimmed.feed(TOKENS[:3]))
+    with pytest.raises(BadInput, match="cannot rewind"):
+        trimmed.rewind(700)
+    trimmed.rewind(0)
+    assert np.array_equal(trimmed.feed(TOKENS[:9]), native.begin(9).feed(TOKENS[:9]))
+
+
+def test_running_out_of_memory_at_any_allocation_leaves_every_sequence_as_it_was():
+    native = runtime("gemma3", "int4")
+    sessions = [native.begin(1000), native.begin(1000)]
+    native.step(sessions, [TOKENS[:60], TOKENS[:3]])
+    pieces = [TOKENS[60:700], TOKENS[3:5]]
+    expected = native.step([a := native.begin(1000), b := native.begin(1000)], [TOKENS[:700], TOKENS[:5]])
+    del a, b
+    kv = cpu.memory()["kv"]["current"]
+    fails = 0
+    for k in range(1, 400):
+        fresh = runtime("gemma3", "int4") if k < 40 else native
+        fed = [fresh.begin(1000), fresh.begin(1000)]
+        fresh.step(fed, [TOKENS[:60], TOKENS[:3]])
+        cpu.fail_allocation(k)
+        try:
+            logits = fresh.step(fed, pieces)
+        except MemoryError:
+            fails += 1
+            assert [s.length for s in fed] == [60, 3]
+            cpu.fail_allocation(0)
+            logits = fresh.step(fed, pieces)
+        finally:
+            cpu.fail_allocation(0)
+        assert np.array_equal(logits, expected)
+        del fed
+        assert cpu.memory()["kv"]["current"] == kv
+        if k >= 40:
+            break
+    assert fails >= 25
+
+
+def test_several_threads_may_step_one_runtime():
+    native = runtime("llama", "int8")
+    expected = native.begin(300).feed(TOKENS[:300], every=True)
+    wrong = []
+
+    def work() -> None:
+        session = native.begin(300)
+        got = [session.feed(TOKENS[at : at + 30], every=True) for at in range(0, 300, 30)]
+        if not np.array_equal(np.concatenate(got), expected):
+            wrong.append(1)
+
+    workers = [threading.Thread(target=work) for _ in range(5)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+
+
+def test_nan_weights_reach_the_logits():
+    arch = models.architecture("llama")
+    weights, vectors = models.random_parts(arch, "int8")
+    vectors["layers.1.mlp_norm.weight"] = vectors["layers.1.mlp_norm.weight"].copy()
+    vectors["layers.1.mlp_norm.weight"][3] = np.nan
+    assert np.isnan(NativeRuntime(arch, weights, vectors).begin(4).feed(TOKENS[:4])).all()
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda n, s: n.step([s], [np.array([97])]), "outside the vocabulary"),
+        (lambda n, s: n.step([s], [np.array([-1])]), "outside the vocabulary"),
+        (lambda n, s: n.step([s], [np.array([], np.int64)]), "offsets must rise"),
+        (lambda n, s: n.step([s, s], [np.array([1]), np.array([1])]), "twice"),
+        (lambda n, s: runtime("llama").step([s], [np.array([1])]), "another model"),
+    ],
+)
+def test_steps_that_make_no_sense_are_refused(call, says):
+    native = runtime("llama")
+    session = native.begin(10)
+    with pytest.raises(ValueError, match=says):
+        call(native, session)
+    assert session.length == 0
+
+
+def test_a_weight_of_another_shape_is_refused_by_name():
+    arch = models.architecture("llama")
+    weights, vectors = models.random_parts(arch)
+    weights["layers.0.mlp.up"] = weights["layers.0.mlp.down"]
+    with pytest.raises(ValueError, match="up is 48x80, not 80x48"):
+        NativeRuntime(arch, weights, vectors)
