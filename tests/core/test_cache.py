@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headway.core.cache import StepCache
+from headway.core.errors import Lacking
 
 
 @given(st.lists(st.one_of(st.integers(), st.text(max_size=3), st.booleans()), max_size=4), st.data())
@@ -96,3 +99,78 @@ def test_one_process_builds_while_the_others_wait(tmp_path: Path) -> None:
         worker.join()
         assert worker.exitcode == 0
     assert Path(log).read_text() == "built\n"
+
+
+def test_a_full_disk_makes_the_cache_give_up_what_is_old(tmp_path: Path) -> None:
+    cache = StepCache(tmp_path)
+    cache.json("old", lambda: 1)
+    cache.json("young", lambda: 2)
+    an_hour_ago = time.time() - 3600
+    os.utime(tmp_path / "old", (an_hour_ago, an_hour_ago))
+    tries = []
+
+    def build(folder: Path) -> None:
+        tries.append(folder)
+        if (tmp_path / "old").exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        (folder / "a").write_bytes(b"1")
+
+    assert (cache.folder("new", build) / "a").read_bytes() == b"1"
+    assert len(tries) == 2
+    assert (tmp_path / "young").exists(), "what may be being read stays"
+
+    def never(folder: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(Lacking, match="free disk space"):
+        cache.folder("hopeless", never)
+
+
+def test_a_lock_whose_file_was_removed_meanwhile_is_taken_anew(tmp_path: Path) -> None:
+    cache = StepCache(tmp_path)
+    held = threading.Event()
+    inside = []
+
+    def other() -> None:
+        with cache._locked("k"):
+            inside.append(len(inside))
+
+    with cache._locked("k"):
+        waiting = [threading.Thread(target=other) for _ in range(3)]
+        for thread in waiting:
+            thread.start()
+        held.wait(0.05)
+        assert not inside
+    for thread in waiting:
+        thread.join(20)
+    assert sorted(inside) == [0, 1, 2]
+    assert list((tmp_path / "locks").iterdir()) == []
+
+
+def test_readers_of_a_damaged_entry_build_it_once_and_all_get_it_right(tmp_path: Path) -> None:
+    StepCache(tmp_path).arrays("k", lambda: {"a": np.arange(1000)})
+    (tmp_path / "k" / "arrays.safetensors").write_bytes(b"garbage")
+    caches = [StepCache(tmp_path) for _ in range(8)]
+    found: list[bool] = []
+
+    def read(cache: StepCache) -> None:
+        found.append(bool(np.array_equal(cache.arrays("k", lambda: {"a": np.arange(1000)})["a"], np.arange(1000))))
+
+    threads = [threading.Thread(target=read, args=(cache,)) for cache in caches]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert found == [True] * 8
+    assert sum(cache.misses for cache in caches) == 1
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".new-")] == []
+
+
+def test_what_a_killed_builder_left_is_removed_after_a_day(tmp_path: Path) -> None:
+    left, fresh = tmp_path / ".new-dead", tmp_path / ".new-alive"
+    for folder in (left, fresh):
+        folder.mkdir()
+    long_ago = time.time() - 2 * 86_400
+    os.utime(left, (long_ago, long_ago))
+    StepCache(tmp_path)
+    assert fresh.exists() and not left.exists()

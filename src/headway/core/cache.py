@@ -8,6 +8,7 @@ cache grows over its limit; one that does not match its digests is dropped and b
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import tempfile
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from headway.core.errors import BadFile, BadInput
+from headway.core.errors import HeadwayError, Lacking
 from headway.core.files import (
     cache_folder,
     explained,
@@ -37,6 +38,9 @@ DIGESTS = "digests.json"
 LIMIT_BYTES = 8 << 30
 EVICT_EVERY = 32
 """Entries built between two looks at the cache's size."""
+
+IN_USE_S = 60.0
+"""An entry used this lately is not evicted."""
 
 STALE_S = 86_400.0
 """A temporary folder this old was left by a process that died."""
@@ -78,10 +82,20 @@ class StepCache:
                 self.hits += 1
                 return entry
             self.misses += 1
-            self._build(entry, build)
+            self._build_in_room(entry, build)
         if self.misses % EVICT_EVERY == 0:
-            self._evict(keep=key)
+            self._evict(self.limit_bytes, keep=key)
         return entry
+
+    def _build_in_room(self, entry: Path, build: Callable[[Path], None]) -> None:
+        """Build; when the disk is full and the cache holds something old, make room with it and build again."""
+        try:
+            self._build(entry, build)
+        except Lacking as error:
+            full = isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT)
+            if not full or not self._evict(0, keep=entry.name):
+                raise
+            self._build(entry, build)
 
     def _build(self, entry: Path, build: Callable[[Path], None]) -> None:
         """Fill a temporary folder and rename it. Not fsynced: what a power cut tears, the digests find."""
@@ -91,10 +105,18 @@ class StepCache:
                 build(new)
                 digests = {name: sha256_file(new / name) for name in tree_files(new)}
                 (new / DIGESTS).write_text(json_text(digests))
+                self._drop(entry)
                 new.rename(entry)
             finally:
                 if new.exists():
                     remove(new)
+
+    def _drop(self, entry: Path) -> None:
+        """Take a damaged entry out of the way at once, then remove it. Only under the entry's lock."""
+        if entry.exists():
+            aside = Path(tempfile.mkdtemp(prefix=".new-", dir=self.root))
+            entry.rename(aside)
+            remove(aside)
 
     def json(self, key: str, build: Callable[[], Any]) -> Any:
         """A JSON value."""
@@ -118,35 +140,37 @@ class StepCache:
         return sum(size for _, _, size in self._entries())
 
     def _usable(self, entry: Path) -> bool:
-        """Whether the entry is there and whole; marks it as used just now, drops it when it is damaged."""
+        """Whether the entry is there and whole; marks it as used just now."""
         if not entry.is_dir():
             return False
         try:
             digests = read_json(entry / DIGESTS, limit=16 << 20)
             whole = isinstance(digests, dict) and set(tree_files(entry)) == {*digests, DIGESTS}
             whole = whole and all(sha256_file(entry / name) == digest for name, digest in digests.items())
-        except (BadFile, BadInput, OSError):
+        except (HeadwayError, OSError):
             whole = False
         if whole:
             with suppress(OSError):
                 os.utime(entry)
-            return True
-        with suppress(OSError):
-            remove(entry)
-        return False
+        return whole
 
     @contextmanager
     def _locked(self, key: str) -> Iterator[None]:
-        locks = make_folder(self.root / "locks")
-        with explained(locks):
-            descriptor = os.open(locks / key, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            with suppress(OSError):
-                (locks / key).unlink()
-            os.close(descriptor)
+        """Hold the key's lock. Its file goes with its last holder, so one that was removed meanwhile is taken anew."""
+        path = make_folder(self.root / "locks") / key
+        while True:
+            with explained(path):
+                descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                if _same(descriptor, path):
+                    yield
+                    return
+            finally:
+                with suppress(OSError):
+                    if _same(descriptor, path):
+                        path.unlink()
+                os.close(descriptor)
 
     def _entries(self) -> list[tuple[float, Path, int]]:
         """(last use, folder, bytes) of every entry, longest unused first."""
@@ -159,15 +183,28 @@ class StepCache:
                 found.append((path.stat().st_mtime, path, size))
         return sorted(found)
 
-    def _evict(self, keep: str) -> None:
-        """Remove what was used longest ago until the cache is within its limit; never `keep`, nor what is in use."""
+    def _evict(self, limit_bytes: int, keep: str) -> int:
+        """Remove what was used longest ago until the cache is within the limit; gives the bytes removed.
+
+        Never `keep`, nor what was used within the last minute and may be being read.
+        """
         entries = self._entries()
         total = sum(size for _, _, size in entries)
+        removed = 0
         for used, path, size in entries:
-            if total <= self.limit_bytes:
-                return
-            if path.name == keep or time.time() - used < 60.0:
+            if total - removed <= limit_bytes:
+                break
+            if path.name == keep or time.time() - used < IN_USE_S:
                 continue
             with suppress(OSError):
                 remove(path)
-                total -= size
+                removed += size
+        return removed
+
+
+def _same(descriptor: int, path: Path) -> bool:
+    """Whether `path` still names the open file."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except OSError:
+        return False
