@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -26,6 +27,8 @@ class Outer:
     flag: bool
     inner: Inner
     many: tuple[Inner, ...] = ()
+    numbers: tuple[float, ...] = ()
+    items: list[Inner] = field(default_factory=list)
     pair: tuple[int, str] = (0, "")
     table: Mapping[str, float] = field(default_factory=dict)
     maybe: int | None = None
@@ -40,6 +43,8 @@ OUTER = st.builds(
     st.booleans(),
     INNER,
     st.lists(INNER).map(tuple),
+    st.lists(st.floats(allow_nan=False)).map(tuple),
+    st.lists(INNER),
     st.tuples(st.integers(), st.text()),
     st.dictionaries(st.text(), st.floats(allow_nan=False)),
     st.none() | st.integers(),
@@ -61,6 +66,12 @@ def test_defaults_fill_what_is_absent_and_integers_are_floats_where_expected() -
     assert found.inner == Inner(1, 2.0) and isinstance(found.inner.x, float)
 
 
+def test_null_is_a_number_that_was_not_finite_unless_null_is_allowed() -> None:
+    found = decode(Outer, {**GOOD, "numbers": [1, None], "maybe": None}, "it")
+    assert found.numbers[0] == 1.0 and math.isnan(found.numbers[1])
+    assert found.maybe is None
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -73,6 +84,8 @@ def test_defaults_fill_what_is_absent_and_integers_are_floats_where_expected() -
         ({"inner": {}}, "it.inner: field 'n' is missing"),
         ({"inner": []}, "it.inner: a JSON object is expected, not list"),
         ({"many": [{"n": 1}, {"m": 1}]}, "it.many[1]: unknown field 'm'; fields are: n, x"),
+        ({"items": [3]}, "it.items[0]: a JSON object is expected, not int"),
+        ({"numbers": [0.5, "x"]}, "it.numbers[1]: float is expected, not str"),
         ({"many": "ab"}, "it.many: a list is expected, not str"),
         ({"pair": [1]}, "it.pair: 2 items are expected, not 1"),
         ({"pair": [1, None]}, "it.pair[1]: str is expected, not null"),

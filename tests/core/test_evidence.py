@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import multiprocessing
 import sqlite3
 from pathlib import Path
@@ -12,9 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headway.core.errors import BadInput
+from headway.core.errors import BadFile, BadInput, Lacking
 from headway.core.evidence import Bar, Evidence, Ratio, Series
 from headway.core.ledger import Ledger
+from headway.core.measure import AGAIN, Timing
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 TEXTS = st.text(max_size=8)
@@ -48,7 +50,16 @@ def test_json_gives_the_evidence_back(evidence: Evidence) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"schema": 99}, {"schema": "1"}, {"unknown": 1}, {"series": [{"arm": 3}]}, {"series": 4}, {"ratios": [[]]}],
+    [
+        {"schema": 99},
+        {"schema": "1"},
+        {"unknown": 1},
+        {"series": [{"arm": 3}]},
+        {"series": 4},
+        {"ratios": [[]]},
+        {"seed": "0"},
+        {"bars": [{"name": 1}]},
+    ],
 )
 def test_a_bad_document_is_refused_with_a_mend(change: dict[str, object]) -> None:
     with pytest.raises(BadInput) as caught:
@@ -62,6 +73,39 @@ def test_the_noise_floor_stands_beside_every_ratio() -> None:
     evidence.ratios.append(Ratio("tpot_s", "c", "a", 0.9, 0.88, 0.92, 40, None, "faster"))
     assert "noise floor ±1.3%" in evidence.table()
     assert "noise floor not measured" in evidence.table()
+
+
+def test_the_medians_behind_a_ratio_are_shown() -> None:
+    evidence = make()
+    evidence.series += [Series("tpot_s", "b", "s", (0.005, 0.004, 9.0)), Series("tpot_s", "a", "s", (0.006, 0.007))]
+    evidence.ratios.append(Ratio("tpot_s", "b", "a", 0.9, 0.88, 0.92, 40, 0.013, "faster"))
+    assert "[0.880, 0.920] (5 ms against 6.5 ms), 40 pairs" in evidence.table()
+
+
+def test_an_interval_without_bounds_survives_as_unknown() -> None:
+    evidence = make()
+    evidence.ratios.append(Ratio("tpot_s", "b", "a", 0.9, 0.0, math.inf, 3, math.inf, "none"))
+    again = Evidence.from_json(json.loads(json.dumps(evidence.to_json())))
+    assert math.isnan(again.ratios[0].high) and again.ratios[0].noise_floor is None
+    assert "nan" in again.table()
+
+
+def test_a_file_comes_back_and_a_damaged_one_names_itself(tmp_path: Path) -> None:
+    evidence = make()
+    evidence.save(tmp_path / "e.json")
+    assert Evidence.load(tmp_path / "e.json").id == evidence.id
+    (tmp_path / "e.json").write_text("{")
+    with pytest.raises(BadInput, match=r"e.json: byte 1"):
+        Evidence.load(tmp_path / "e.json")
+
+
+def test_a_timing_becomes_series_and_ratios_per_unit() -> None:
+    timing = Timing("a", 0, {"a": [0.2] * 8, "b": [0.1] * 8, AGAIN: [0.2] * 8}, {}, [("a", "b", AGAIN)] * 8, {"x": 1})
+    evidence = make()
+    (ratio,) = evidence.add_timing("tpot_s", timing, per_call=10)
+    assert (ratio.candidate, ratio.value, ratio.verdict, ratio.noise_floor) == ("b", pytest.approx(0.5), "faster", 0.0)
+    assert {(series.arm, series.values[0]) for series in evidence.series} == {("a", 0.02), ("b", 0.01), (AGAIN, 0.02)}
+    assert evidence.conditions == {"tpot_s": {"x": 1}}
 
 
 def test_evidence_is_met_when_every_bar_is() -> None:
@@ -97,6 +141,47 @@ def test_a_newer_or_foreign_ledger_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("this is no database at all, but long enough to be read as one" * 20)
     with pytest.raises(BadInput, match="no ledger"):
         Ledger(tmp_path / "text")
+
+
+def test_everything_can_be_exported(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite3")
+    for seed in range(3):
+        ledger.append(make(seed=seed))
+    assert ledger.export(tmp_path / "all.json") == 3
+    exported = json.loads((tmp_path / "all.json").read_text())
+    assert [Evidence.from_json(document).seed for document in exported] == [0, 1, 2]
+
+
+def test_the_users_ledger_is_in_the_state_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADWAY_HOME", str(tmp_path))
+    assert Ledger.open().path == tmp_path / "state" / "ledger.sqlite3"
+
+
+def test_a_damaged_ledger_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite3"
+    ledger = Ledger(path)
+    for seed in range(50):
+        ledger.append(make(seed=seed))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 2000] = bytes(2000)
+    path.write_bytes(data)
+    with pytest.raises(BadFile, match=r"move .* away"):
+        Ledger(path).check()
+
+
+def test_a_held_ledger_and_a_folder_without_rights_are_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headway.core.ledger.BUSY_S", 0.05)
+    ledger = Ledger(tmp_path / "ledger.sqlite3")
+    holder = sqlite3.connect(ledger.path)
+    holder.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(Lacking, match="wait for the other headway"):
+        ledger.append(make())
+    holder.close()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(BadInput, match="HEADWAY_HOME"):
+        Ledger(tmp_path / "folder")
 
 
 def _append_many(path: str, start: int) -> None:

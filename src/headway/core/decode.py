@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -32,7 +33,8 @@ def check_schema(document: Any, newest: int, what: str) -> int:
 def decode(kind: type[T], document: Any, where: str) -> T:
     """Build the dataclass `kind`, whose fields may be dataclasses, tuples, mappings, unions and plain types.
 
-    Integers are taken where a float is expected. Raises `BadInput`: `<where>.<field>: <rule>; <mend>`.
+    Integers are taken where a float is expected, and null, which is how `jsontext` writes a number that is not finite,
+    reads as NaN there. Raises `BadInput`: `<where>.<field>: <rule>; <mend>`.
     """
     if not isinstance(document, Mapping):
         raise BadInput(f"{where}: a JSON object is expected, not {_kind(document)}", REMAKE)
@@ -61,6 +63,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return value
     if origin is tuple:
         return _tuple(get_args(hint), value, where)
+    if origin is list:
+        return list(_tuple((*get_args(hint), ...), value, where))
     if origin is not None:
         if not isinstance(value, Mapping):
             raise BadInput(f"{where}: a JSON object is expected, not {_kind(value)}", REMAKE)
@@ -69,6 +73,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
 
 
 def _first(options: tuple[Any, ...], value: Any, where: str) -> Any:
+    if value is None and types.NoneType in options:
+        return None
     for option in options:
         try:
             return _value(option, value, where)
@@ -81,6 +87,8 @@ def _tuple(items: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
     if not isinstance(value, list | tuple):
         raise BadInput(f"{where}: a list is expected, not {_kind(value)}", REMAKE)
     if items[-1] is Ellipsis:
+        if items[0] is float and all(type(item) is float for item in value):
+            return tuple(value)
         return tuple(_value(items[0], item, f"{where}[{index}]") for index, item in enumerate(value))
     if len(value) != len(items):
         raise BadInput(f"{where}: {len(items)} items are expected, not {len(value)}", REMAKE)
@@ -92,6 +100,8 @@ def _tuple(items: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
 def _plain(hint: Any, value: Any, where: str) -> Any:
     if hint is type(None):
         hint = types.NoneType
+    if hint is float and value is None:
+        return math.nan
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if hint is float and number:
         try:

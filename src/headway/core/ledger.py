@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from headway.core.errors import BadFile, BadInput, HeadwayError
+from headway.core.errors import BadFile, BadInput, HeadwayError, Lacking
 from headway.core.evidence import Evidence
-from headway.core.files import make_folder, state_folder
-from headway.core.jsontext import json_text
+from headway.core.files import atomic_write_text, make_folder, state_folder
+from headway.core.jsontext import json_text, parse_json
 
 BUSY_S = 30.0
 _MIGRATIONS = (
@@ -61,22 +60,34 @@ class Ledger:
 
     def latest(self, subject: str, experiment: str = "prove", target: str | None = None) -> Evidence | None:
         """The last evidence about a subject (a system's slug, a model's name), on any or on one target."""
-        found = self.all(subject, experiment, target)
-        return found[-1] if found else None
+        documents = self._documents({"subject": subject, "experiment": experiment, "target": target}, last=True)
+        return self._evidence(documents[0]) if documents else None
 
     def all(
         self, subject: str | None = None, experiment: str | None = None, target: str | None = None
     ) -> list[Evidence]:
         """Evidence in the order it was made, of one subject, experiment or target, or of all."""
         wanted = {"subject": subject, "experiment": experiment, "target": target}
+        return [self._evidence(document) for document in self._documents(wanted)]
+
+    def export(self, path: str | Path) -> int:
+        """Write everything as one JSON list, in the order it was made; gives how many pieces that is."""
+        documents = self._documents({})
+        atomic_write_text(path, "[" + ",".join(documents) + "]\n")
+        return len(documents)
+
+    def _documents(self, wanted: Mapping[str, str | None], last: bool = False) -> list[str]:
         given = {column: value for column, value in wanted.items() if value is not None}
         where = " AND ".join(f"{column} = ?" for column in given) or "1"
+        order = "made_at DESC, rowid DESC LIMIT 1" if last else "made_at, rowid"
         with self._connection() as connection:
             rows = connection.execute(
-                f"SELECT document FROM evidence WHERE {where} ORDER BY made_at, rowid",
-                list(given.values()),
+                f"SELECT document FROM evidence WHERE {where} ORDER BY {order}", list(given.values())
             ).fetchall()
-        return [Evidence.from_json(json.loads(document), self.path) for (document,) in rows]
+        return [document for (document,) in rows]
+
+    def _evidence(self, document: str) -> Evidence:
+        return Evidence.from_json(parse_json(document.encode(), self.path), self.path)
 
     def check(self) -> None:
         """Raise `BadFile` unless SQLite finds the whole file sound."""
@@ -93,11 +104,17 @@ class Ledger:
                 connection.execute("PRAGMA synchronous = FULL")
                 yield connection
         except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):
-                raise HeadwayError(
-                    f"{self.path}: {error}", "free disk space or check that the folder may be written"
-                ) from None
-            raise BadFile(self.path, 0, f"this is no ledger: {error}", self._mend()) from None
+            raise self._explained(error) from error
+
+    def _explained(self, error: sqlite3.DatabaseError) -> HeadwayError:
+        name = getattr(error, "sqlite_errorname", "")
+        if name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM", "SQLITE_AUTH")):
+            return BadInput(f"{self.path}: {error}", "choose a folder you may write, or set HEADWAY_HOME to one")
+        if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+            return Lacking(f"{self.path}: {error} for {BUSY_S:.0f} s", "wait for the other headway and run again")
+        if isinstance(error, sqlite3.OperationalError):
+            return Lacking(f"{self.path}: {error}", "free disk space there, or check the disk")
+        return BadFile(self.path, 0, f"this is no ledger: {error}", self._mend())
 
     def _migrate(self, connection: sqlite3.Connection) -> None:
         """Bring the file to this version, one step after another, each in its own transaction."""
