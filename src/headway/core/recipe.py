@@ -93,9 +93,9 @@ class Recipe:
     @classmethod
     def read(cls, source: str | Path) -> Recipe:
         """A recipe from a path that ends in .toml, an artifact folder, or from text in place."""
-        path = Path(source)
-        if str(source).endswith(".toml") or path.is_dir():
-            file = path / "recipe.toml" if path.is_dir() else path
+        path, text = Path(source), str(source)
+        if text.endswith(".toml") or ("/" in text and path.is_dir()) or (text and (path / "recipe.toml").is_file()):
+            file = path if text.endswith(".toml") else path / "recipe.toml"
             if not file.is_file():
                 raise BadInput(f"no recipe file {str(file)!r}", "give a .toml file, or the recipe in place")
             if file.stat().st_size > 1_000_000:

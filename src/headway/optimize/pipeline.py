@@ -95,7 +95,7 @@ class Search:
             proposals = propose(
                 space,
                 self.subject,
-                request.target,
+                self.context.target,
                 request.threads,
                 request.budget,
                 request.objective,
@@ -144,7 +144,7 @@ class Search:
     def learn(self, space: Space) -> None:
         """Teach the predictor what the measured candidates cost and lost."""
         self._learn_loss(self.measured)
-        target, threads = self.request.target, self.request.threads
+        target, threads = self.context.target, self.request.threads
         runs: dict[str, list[MeasuredRun]] = {}
         for candidate in self.measured:
             stored = stored_forms(self.bench.model(candidate.recipe))

@@ -86,7 +86,7 @@ def propose(
     sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=24, multivariate=True)
     study = optuna.create_study(directions=["minimize", "minimize"], sampler=sampler)
     every = {f"choice {number}": True for number in range(1, len(table.choices))} | dict.fromkeys(space.policies, -1)
-    for aim in _aims(budget, corrections):
+    for aim in _aims(budget):
         study.enqueue_trial({"loss": aim, **every})
     study.optimize(evaluate, n_trials=TRIALS)
     return rank(list(found.values()), budget, objective)[:count]
