@@ -5,10 +5,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from headway.core.version import __version__
+
 if TYPE_CHECKING:
     from headway.optimize.api import apply, load, optimize, prove
 
-__version__ = "0.1.0"
 __all__ = ["__version__", "apply", "load", "optimize", "prove"]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +26,14 @@ def command(
     from headway.optimize.api import apply_and_save
 
     session = Session(as_json, quiet, verbose, threads, seed)
-    result = apply_and_save(recipe, model, output, threads=session.threads, seed=seed, progress=session.progress)
+    result = apply_and_save(
+        recipe,
+        model,
+        output,
+        threads=session.threads,
+        seed=seed,
+        command=shlex.join(["headway", *sys.argv[1:]]) if sys.argv[1:2] == ["apply"] else "",
+        progress=session.progress,
+    )
     session.emit(result.as_json(), result.table(), result.target)
     return 0

@@ -52,7 +52,7 @@ class Session:
         if not self.as_json:
             print(text)
             return
-        from headway import __version__
+        from headway.core.version import __version__
 
         shared: dict[str, Any] = {"schema": SCHEMA, "headway": __version__, "seed": self.seed}
         if target is not None:

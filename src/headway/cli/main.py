@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(usage(), end="")
         return 0
     if words[0] == "--version":
-        from headway import __version__
+        from headway.core.version import __version__
 
         print(f"headway {__version__}")
         return 0

@@ -89,7 +89,7 @@ def write_artifact(
     With `replace` an existing artifact is replaced; a folder that is no artifact never is (`BadInput`). `runtime`
     follows from the model's task when not given. Raises `Lacking` when the disk is full.
     """
-    from headway import __version__
+    from headway.core.version import __version__
 
     folder = Path(folder)
     _may_write(folder, model, replace)

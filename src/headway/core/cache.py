@@ -67,7 +67,7 @@ class StepCache:
     @staticmethod
     def key(*parts: Any) -> str:
         """Hex digest of JSON-able parts: what the result depends on, the name of the step first."""
-        from headway import __version__
+        from headway.core.version import __version__
 
         return sha256_of(canonical_json([VERSION, __version__, *parts]))
 

@@ -127,6 +127,39 @@ def apply(
     return apply_recipe(parsed, loaded, context)
 
 
+def apply_and_save(
+    recipe: str | Recipe,
+    model: Any,
+    output: str | Path,
+    *,
+    workload: Workload | None = None,
+    threads: int = 0,
+    seed: int = 0,
+    command: str = "",
+    progress: Progress | None = None,
+) -> Any:
+    """Apply one recipe, measure it beside the unmodified model on held-out data and save the artifact: a `Result`."""
+    parsed = Recipe.read(recipe) if isinstance(recipe, str) else recipe
+    prepared(parsed)
+    from headway.optimize.pipeline import measure_recipe
+    from headway.optimize.request import Request
+
+    count = use_threads(threads)
+    progress = progress or Progress()
+    request = Request(
+        load(model),
+        machine(progress),
+        workload=workload or Workload(),
+        recipe=parsed,
+        threads=count,
+        seed=seed,
+        output=Path(output),
+        command=command,
+        progress=progress,
+    )
+    return measure_recipe(request)
+
+
 @dataclass(frozen=True)
 class Proof:
     """One proof that ran here."""

@@ -39,7 +39,7 @@ class HeadwayEngine:
     name = "headway"
 
     def __init__(self, model: LanguageModel) -> None:
-        from headway import __version__
+        from headway.core.version import __version__
 
         self.model, self.version = model, __version__
         self.size_bytes = model.size_bytes()

@@ -42,17 +42,17 @@ class LanguageSubject:
         self.exact = model.with_runtime("exact")
         self._original: dict[tuple[Split, int], Any] = {}
         room = model.architecture.context - DECODED
-        for name, wanted in (("prompt", workload.prompt_tokens), ("context", workload.context)):
-            if wanted > room:
-                raise BadInput(
-                    f"a {name} of {wanted} tokens does not fit {model.name}", f"its context leaves room for {room}"
-                )
+        if workload.context > room:
+            raise BadInput(
+                f"a context of {workload.context} tokens does not fit {model.name}", f"there is room for {room}"
+            )
+        self.prompt_tokens = min(workload.prompt_tokens, max(1, room // 2))
         self.user = user_function(workload.quality) if ":" in workload.quality else None
 
     def describe(self) -> Mapping[str, Any]:
         return {
             **Workload(
-                self.workload.prompt_tokens,
+                self.prompt_tokens,
                 self.workload.output_tokens,
                 self.workload.context,
                 self.texts,
@@ -89,7 +89,7 @@ class LanguageSubject:
 
     def clocks(self, model: LanguageModel) -> Mapping[str, tuple[Callable[[], object], int]]:
         tokens = np.concatenate(self.splits["search"])
-        prompt = np.resize(tokens, self.workload.prompt_tokens)
+        prompt = np.resize(tokens, self.prompt_tokens)
         depth = self.workload.context or len(prompt)
         after = np.resize(tokens[::-1], DECODED)
         session = model.runtime.begin(depth + DECODED)
@@ -159,7 +159,7 @@ class LanguageSubject:
             for site in self.model.sites()
         ]
         load = LanguageLoad(
-            prompt_tokens=self.workload.prompt_tokens,
+            prompt_tokens=self.prompt_tokens,
             output_tokens=DECODED,
             context=self.workload.context,
             kv="f16",

@@ -65,7 +65,7 @@ def _missing(error: ModuleNotFoundError) -> Exception:
     return need_extra(package, extras[package]) if package in extras else error
 
 
-def _from_module(module: Any, sample: Any) -> Model:
+def _from_module(module: Any, sample: Any, name: str = "module", origin: Any = None) -> Model:
     try:
         import torch
     except ModuleNotFoundError:
@@ -76,7 +76,7 @@ def _from_module(module: Any, sample: Any) -> Model:
         raise BadInput("a torch module needs an example input", "call headway.load(module, sample=batch)")
     from headway.core.module_model import ModuleModel
 
-    return ModuleModel(module, sample)
+    return ModuleModel(module, sample, name=name, origin=origin)
 
 
 def _from_timm(name: str, sample: Any) -> Model:
@@ -93,11 +93,14 @@ def _from_timm(name: str, sample: Any) -> Model:
     size = module.default_cfg["input_size"]
     from headway.core.module_model import ModuleModel
 
-    return ModuleModel(module, torch.zeros(1, *size) if sample is None else sample, name=f"timm:{name}")
+    inputs = torch.zeros(1, *size) if sample is None else sample
+    return ModuleModel(module, inputs, name=f"timm:{name}", task="classification", origin=Origin("timm", name))
 
 
 def _from_function(name: str, sample: Any) -> Model:
     """The user's own code, run because the user typed its name; it gives a module, or a module and a sample."""
+    from headway.core.module_origin import Origin
+
     module, _, function = name.partition(":")
     if not module or not function:
         raise BadInput(f"python:{name} does not name a function", "write python:module:function")
@@ -106,9 +109,7 @@ def _from_function(name: str, sample: Any) -> Model:
     except (ImportError, AttributeError) as error:
         raise BadInput(f"python:{name}: {error}", "check the name and PYTHONPATH") from None
     net, sample = made if isinstance(made, tuple) and len(made) == 2 else (made, sample)
-    model = _from_module(net, sample)
-    model.name = f"python:{name}"
-    return model
+    return _from_module(net, sample, f"python:{name}", Origin("python", name))
 
 
 def _from_artifact(path: Path) -> Model:

@@ -50,12 +50,17 @@ def optimize(request: Request) -> Result:
         search.learn(space)
     winner, met, evidence = search.prove()
     front = pareto(search.measured)
-    result = Result(request, search.bench, baseline, winner, front, search.measured, met, evidence)
-    result.complete()
-    if request.output is not None:
-        result.save(request.output)
-    Ledger.open().append(evidence)
-    return result
+    return search.finish(Result(request, search.bench, baseline, winner, front, search.measured, met, evidence))
+
+
+def measure_recipe(request: Request) -> Result:
+    """No search: the request's recipe applied, measured beside the original, proven on held-out data and saved."""
+    search = Search.begin(request)
+    baseline = search.measure([Candidate(UNMODIFIED)])[0]
+    evidence = search.evidence("apply")
+    candidate = search.bench.prove(Candidate(request.recipe), evidence, PROOF_ROUNDS)
+    met = not violations(candidate, request.budget)
+    return search.finish(Result(request, search.bench, baseline, candidate, [candidate], [candidate], met, evidence))
 
 
 @dataclass
@@ -171,13 +176,25 @@ class Search:
         left = list(self.measured)
         while True:
             winner, _ = choose(left, request.budget, request.objective)
-            evidence = Evidence.begin("optimize", request.model.name, request.target, request.seed, request.threads)
+            evidence = self.evidence("optimize")
             with request.progress.task("proving the winner on held-out data"):
                 proven = self.bench.prove(winner, evidence, PROOF_ROUNDS)
             met = not violations(proven, request.budget)
             left.remove(winner)
             if met or not any(not violations(candidate, request.budget) for candidate in left):
                 return proven, met, evidence
+
+    def evidence(self, verb: str) -> Evidence:
+        request = self.request
+        return Evidence.begin(verb, request.model.name, self.context.target, request.seed, request.threads)
+
+    def finish(self, result: Result) -> Result:
+        """Save what the user asked to have, and keep the evidence."""
+        result.complete()
+        if self.request.output is not None:
+            result.save(self.request.output)
+        Ledger.open().append(result.evidence)
+        return result
 
 
 def spread(candidates: Sequence[Candidate], count: int, request: Request) -> list[Candidate]:

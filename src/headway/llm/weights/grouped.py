@@ -74,10 +74,6 @@ class GroupedWeight(StoredWeight):
         minimum = None if self.minimum is None else self.minimum[indices]
         return self._value(self._codes_of(indices), self.scale[indices], minimum)
 
-    def matmul(self, x: F32) -> F32:
-        y: F32 = x @ self.dequantize().T
-        return y
-
     def meta(self) -> Mapping[str, str | int | float]:
         return {"group_size": self.group_size, "in_features": self.shape[1]}
 

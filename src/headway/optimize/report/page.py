@@ -10,7 +10,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from headway import __version__
+from headway.core.version import __version__
 from headway.optimize.report import icons, sections
 from headway.optimize.report.charts import chart_data
 from headway.optimize.report.markup import Markup, data_block, tag
