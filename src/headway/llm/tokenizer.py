@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
@@ -12,6 +13,9 @@ from headway.core.errors import BadInput, need_extra
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
+
+PART_CHARACTERS = 1 << 16
+_CUT = re.compile("[A-Za-z] (?=[A-Za-z])")
 
 Spelling = Literal["byte-level", "pieces"]
 """How the vocabulary spells bytes: GPT-2's printable alphabet, or text with `▁` for space and `<0x0A>` for bytes."""
@@ -100,8 +104,39 @@ class Tokenizer:
                 f"the text has a lone surrogate at character {error.start}", "give text that UTF-8 can hold"
             ) from None
         backend = self.backend if special else self._plain_backend
-        ids: list[int] = backend.encode(text, add_special_tokens=False).ids
-        return [*self.info.start, *ids] if start else ids
+        ids = list(self.info.start) if start else []
+        for part in self._parts(text):
+            ids += backend.encode(part, add_special_tokens=False).ids
+        return ids
+
+    def _parts(self, text: str) -> Iterator[str]:
+        """`text` cut where no token can lie across the cut: the library takes some 300 bytes for each token at work."""
+        begin = 0
+        while self._cuts_at_spaces and len(text) - begin > PART_CHARACTERS:
+            cut = _CUT.search(text, begin + PART_CHARACTERS)
+            if cut is None:
+                break
+            yield self._part(text, begin, cut.start() + 1)
+            begin = cut.start() + 1
+        yield self._part(text, begin, len(text))
+
+    def _part(self, text: str, begin: int, end: int) -> str:
+        """A later part begins with a space, which the tokenizer itself puts there where it prefixes one."""
+        return text[begin + (begin > 0 and self.info.space_prefix) : end]
+
+    @cached_property
+    def _cuts_at_spaces(self) -> bool:
+        """Whether no token covers (the end of) an ASCII letter and the space that follows it."""
+        if any(_CUT.search(token.content) for token in self.backend.get_added_tokens_decoder().values()):
+            return False
+        space = "▁" if self.info.spelling == "pieces" else "Ġ"
+        across = re.compile(f"[A-Za-z]{space}")
+        if any(map(across.search, self.backend.get_vocab(with_added_tokens=False))):
+            return False
+        words = self.backend.pre_tokenizer
+        if self.info.spelling == "pieces":
+            return words is None or "Metaspace" in repr(words) or "Split" in repr(words)
+        return words is not None and [span[0] for _, span in words.pre_tokenize_str("ab cd")] == [0, 2]
 
     def least_tokens(self, text: str) -> int:
         """A number of tokens that `text` cannot be encoded in fewer of: tells a hopeless prompt without encoding."""
