@@ -33,6 +33,7 @@ class LanguageSubject:
     """Times one prompt and decoding after it; scores windows of 512 tokens against the exact original."""
 
     latency_metric = "tpot_s"
+    loss_power = 1.0
 
     def __init__(self, model: LanguageModel, workload: Workload) -> None:
         self.model = model

@@ -92,6 +92,7 @@ def _from_timm(name: str, sample: Any) -> Model:
     module = timm.create_model(name, pretrained=False).eval()
     size = module.default_cfg["input_size"]
     from headway.core.module_model import ModuleModel
+    from headway.core.module_origin import Origin
 
     inputs = torch.zeros(1, *size) if sample is None else sample
     return ModuleModel(module, inputs, name=f"timm:{name}", task="classification", origin=Origin("timm", name))

@@ -29,6 +29,7 @@ class ModuleSubject:
         self.workload = workload
         self.data: ModuleWorkload = workload.data if workload.data is not None else model.workload()
         self._originals: dict[tuple[Split, int], Any] = {}
+        self.loss_power = 1.0 if self.data.metric == "mean cosine" else 0.5
         self._judge = user_function(workload.quality) if ":" in workload.quality else self.data.agreement
 
     def describe(self) -> Mapping[str, Any]:

@@ -10,7 +10,7 @@ import math
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from headway.core.cache import StepCache
 from headway.core.evidence import Evidence
@@ -42,12 +42,13 @@ def optimize(request: Request) -> Result:
     search = Search.begin(request)
     baseline = search.measure([Candidate(UNMODIFIED)])[0]
     space = make_space(search.subject, search.context, request)
+    search.learn()
     while search.goes_on():
         proposals = search.promising(space)
         if not proposals:
             break
         search.measure(search.halve(proposals))
-        search.learn(space)
+        search.learn()
     winner, met, evidence = search.prove()
     front = pareto(search.measured)
     return search.finish(Result(request, search.bench, baseline, winner, front, search.measured, met, evidence))
@@ -87,7 +88,9 @@ class Search:
             request.seed,
             progress=request.progress,
         )
-        return cls(request, subject, context, Bench(subject, context), time.monotonic() + request.time_s)
+        deadline = time.monotonic() + request.time_s
+        corrections = Corrections(power=subject.loss_power)
+        return cls(request, subject, context, Bench(subject, context), deadline, corrections=corrections)
 
     def goes_on(self) -> bool:
         return self.rounds < ROUNDS and time.monotonic() < self.deadline
@@ -146,7 +149,7 @@ class Search:
         self.measured += measured
         return measured
 
-    def learn(self, space: Space) -> None:
+    def learn(self) -> None:
         """Teach the predictor what the measured candidates cost and lost."""
         self._learn_loss(self.measured)
         target, threads = self.context.target, self.request.threads
@@ -157,18 +160,17 @@ class Search:
                 if metric in candidate.measured:
                     runs.setdefault(metric, []).append(MeasuredRun(parts, candidate.measured[metric]))
         metrics = {metric: learn(found) for metric, found in runs.items()}
-        self.corrections = Corrections(self.corrections.loss, metrics)
+        self.corrections = replace(self.corrections, metrics=metrics)
 
     def _learn_loss(self, candidates: Sequence[Candidate]) -> None:
         """The median of measured over predicted loss, of the recipes that lose enough to tell."""
         ratios = [
-            -math.log(max(candidate.measured["quality"], 1e-6)) / candidate.raw_loss
+            -math.log(max(candidate.measured["quality"], 1e-6)) / candidate.raw_loss**self.subject.loss_power
             for candidate in candidates
-            if candidate.raw_loss > 1e-3 and "quality" in candidate.measured
+            if candidate.raw_loss > 0 and candidate.measured.get("quality", 1.0) < 0.999
         ]
         if ratios:
-            factor = min(max(statistics.median(ratios), 0.02), 50.0)
-            self.corrections = Corrections(factor, self.corrections.metrics)
+            self.corrections = replace(self.corrections, loss=max(statistics.median(ratios), 1e-9))
 
     def prove(self) -> tuple[Candidate, bool, Evidence]:
         """The best candidate, measured again on held-out data; the next one when it does not hold there."""

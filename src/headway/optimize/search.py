@@ -35,11 +35,21 @@ class Corrections:
     """What measured candidates taught: measured over predicted loss, and a correction of each metric's parts."""
 
     loss: float = 1.0
+    power: float = 1.0
+    """`Subject.loss_power`."""
     metrics: Mapping[str, Correction] = field(default_factory=dict)
 
     def apply(self, parts: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
         """Metric -> its corrected sum."""
         return {metric: self.metrics.get(metric, NONE)(values) for metric, values in parts.items()}
+
+    def quality(self, raw_loss: float) -> float:
+        """Quality that a predicted loss means."""
+        return math.exp(-self.loss * raw_loss**self.power)
+
+    def raw_limit(self, lost: float) -> float:
+        """The predicted loss at which -ln quality is `lost`."""
+        return float((lost / self.loss) ** (1.0 / self.power))
 
 
 def propose(
@@ -104,10 +114,10 @@ def predict(
     corrections: Corrections,
 ) -> Candidate:
     """The cheapest allocation within a loss, as a candidate with corrected predictions."""
-    picked = table.allocate(cost, loss_limit / corrections.loss)
+    picked = table.allocate(cost, corrections.raw_limit(loss_limit))
     predicted = subject.predict(target, table.stored(picked), threads)
     loss = table.total(table.loss, picked)
-    metrics = {**corrections.apply(predicted), "quality": math.exp(-loss * corrections.loss)}
+    metrics = {**corrections.apply(predicted), "quality": corrections.quality(loss)}
     return Candidate(space.fixed + table.recipe(picked) + Recipe(tuple(policies)), metrics, raw_loss=loss)
 
 

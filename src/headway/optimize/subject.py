@@ -18,6 +18,9 @@ class Subject(Protocol):
     """The unmodified model."""
     latency_metric: str
     """The metric that `latency` means in a budget: `tpot_s` or `latency_s`."""
+    loss_power: float
+    """-ln quality grows as this power of the predicted loss: 1 where quality is smooth in the error (perplexity,
+    cosine), 1/2 where it follows the error's size (agreement of decisions, relative error)."""
 
     def describe(self) -> Mapping[str, Any]:
         """The workload as JSON: shapes, splits, quality function."""
