@@ -162,6 +162,11 @@ def test_search_works_without_a_server(browser: Browser, site: Path) -> None:
     context = browser.new_context(viewport={"width": 1180, "height": 800}, offline=True)
     page = context.new_page()
     page.goto((site / "index.html").as_uri())
-    page.locator("input.md-search__input").fill("noise floor")
-    page.locator(".md-search-result__item a", has_text="noise floor").first.wait_for(timeout=30_000)
+    box = page.locator("input.md-search__input")
+    box.click()
+    page.wait_for_function(
+        "!document.querySelector('.md-search-result__meta').textContent.includes('Initializing')", timeout=60_000
+    )
+    box.press_sequentially("noise floor", delay=20)
+    page.locator(".md-search-result__item a", has_text="noise floor").first.wait_for(timeout=60_000)
     context.close()
