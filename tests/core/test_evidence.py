@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from headway.core.errors import BadFile, BadInput, Lacking
 from headway.core.evidence import Bar, Evidence, Ratio, Series
-from headway.core.ledger import Ledger
+from headway.core.ledger import _MIGRATIONS, Ledger
 from headway.core.measure import AGAIN, Timing
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
@@ -141,6 +141,28 @@ def test_a_newer_or_foreign_ledger_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("this is no database at all, but long enough to be read as one" * 20)
     with pytest.raises(BadInput, match="no ledger"):
         Ledger(tmp_path / "text")
+
+
+def test_a_ledger_of_the_first_version_is_brought_to_this_one(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite3"
+    with sqlite3.connect(path) as connection:
+        connection.executescript(_MIGRATIONS[0] + "; PRAGMA user_version = 1")
+        row = ("id", "prove", "lut-gemm", "f", "2026", 1, json.dumps(make(seed=7).to_json()))
+        connection.execute("INSERT INTO evidence VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+    connection.close()
+    ledger = Ledger(path)
+    ledger.append(make(seed=8))
+    assert [found.seed for found in Ledger(path).all()] == [7, 8]
+
+
+def test_evidence_changed_in_place_is_noticed(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite3")
+    ledger.append(make(seed=1))
+    with sqlite3.connect(ledger.path) as connection:
+        connection.execute("UPDATE evidence SET document = replace(document, '\"seed\": 1', '\"seed\": 2')")
+    connection.close()
+    with pytest.raises(BadFile, match="changed after it was written"):
+        ledger.all()
 
 
 def test_everything_can_be_exported(tmp_path: Path) -> None:

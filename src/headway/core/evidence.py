@@ -136,7 +136,8 @@ class Evidence:
 
     def table(self) -> str:
         """What was measured, against what, for people: the noise floor beside every ratio."""
-        lines = [f"{self.experiment} {self.subject} on {self.target['name']}, {self.threads} threads, {self.made_at}"]
+        machine = self.target.get("name", "an unknown target")
+        lines = [f"{self.experiment} {self.subject} on {machine}, {self.threads} threads, {self.made_at}"]
         for ratio in self.ratios:
             floor = "not measured" if ratio.noise_floor is None else f"±{100 * ratio.noise_floor:.1f}%"
             lines.append(
@@ -187,7 +188,7 @@ class Evidence:
 
 def versions() -> dict[str, str]:
     """Versions of what a measurement depends on; of optional packages only those in use."""
-    from headway import __version__
+    from headway.core.version import __version__
 
     found = {"headway": __version__, "python": platform.python_version(), "kernel": platform.release()}
     for name in ("numpy", "torch", "scipy", "transformers", "onnxruntime"):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from headway.core.errors import BadFile, BadInput, HeadwayError, Lacking
 from headway.core.evidence import Evidence
-from headway.core.files import atomic_write_text, make_folder, state_folder
+from headway.core.files import atomic_write_bytes, make_folder, sha256_of, state_folder
 from headway.core.jsontext import json_text, parse_json
 
 BUSY_S = 30.0
@@ -26,6 +26,7 @@ _MIGRATIONS = (
     );
     CREATE INDEX evidence_by_subject ON evidence (subject, made_at);
     """,
+    "ALTER TABLE evidence ADD COLUMN digest TEXT",
 )
 """Step i brings a ledger from version i to i + 1; a released step is never changed."""
 
@@ -46,6 +47,7 @@ class Ledger:
 
     def append(self, evidence: Evidence) -> None:
         """Keep a piece of evidence; one that is there already (same id) is left as it is."""
+        document = json_text(evidence.to_json(), indent=None)
         row = (
             evidence.id,
             evidence.experiment,
@@ -53,10 +55,11 @@ class Ledger:
             evidence.target.get("fingerprint", ""),
             evidence.made_at,
             int(evidence.met),
-            json_text(evidence.to_json(), indent=None),
+            document,
+            sha256_of(document),
         )
         with self._connection() as connection, connection:
-            connection.execute("INSERT OR IGNORE INTO evidence VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+            connection.execute("INSERT OR IGNORE INTO evidence VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
 
     def latest(self, subject: str, experiment: str = "prove", target: str | None = None) -> Evidence | None:
         """The last evidence about a subject (a system's slug, a model's name), on any or on one target."""
@@ -73,21 +76,26 @@ class Ledger:
     def export(self, path: str | Path) -> int:
         """Write everything as one JSON list, in the order it was made; gives how many pieces that is."""
         documents = self._documents({})
-        atomic_write_text(path, "[" + ",".join(documents) + "]\n")
+        atomic_write_bytes(path, b"[" + b",".join(documents) + b"]\n")
         return len(documents)
 
-    def _documents(self, wanted: Mapping[str, str | None], last: bool = False) -> list[str]:
+    def _documents(self, wanted: Mapping[str, str | None], last: bool = False) -> list[bytes]:
         given = {column: value for column, value in wanted.items() if value is not None}
         where = " AND ".join(f"{column} = ?" for column in given) or "1"
         order = "made_at DESC, rowid DESC LIMIT 1" if last else "made_at, rowid"
         with self._connection() as connection:
             rows = connection.execute(
-                f"SELECT document FROM evidence WHERE {where} ORDER BY {order}", list(given.values())
+                f"SELECT CAST(document AS BLOB), digest FROM evidence WHERE {where} ORDER BY {order}",
+                list(given.values()),
             ).fetchall()
-        return [document for (document,) in rows]
+        for document, digest in rows:
+            known = digest is None or sha256_of(document or b"") == digest  # none: written before digests were kept
+            if document is None or not known:
+                raise BadFile(self.path, 0, "evidence was changed after it was written", self._mend())
+        return [document for document, _ in rows]
 
-    def _evidence(self, document: str) -> Evidence:
-        return Evidence.from_json(parse_json(document.encode(), self.path), self.path)
+    def _evidence(self, document: bytes) -> Evidence:
+        return Evidence.from_json(parse_json(document, self.path), self.path)
 
     def check(self) -> None:
         """Raise `BadFile` unless SQLite finds the whole file sound."""
@@ -105,16 +113,19 @@ class Ledger:
                 yield connection
         except sqlite3.DatabaseError as error:
             raise self._explained(error) from error
+        except UnicodeDecodeError as error:  # damaged text, or an error message that quotes it
+            raise BadFile(self.path, 0, "this is no ledger: text that is not UTF-8", self._mend()) from error
 
     def _explained(self, error: sqlite3.DatabaseError) -> HeadwayError:
         name = getattr(error, "sqlite_errorname", "")
+        what = " ".join(str(error).split())[:200]
         if name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM", "SQLITE_AUTH")):
-            return BadInput(f"{self.path}: {error}", "choose a folder you may write, or set HEADWAY_HOME to one")
-        if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-            return Lacking(f"{self.path}: {error} for {BUSY_S:.0f} s", "wait for the other headway and run again")
-        if isinstance(error, sqlite3.OperationalError):
-            return Lacking(f"{self.path}: {error}", "free disk space there, or check the disk")
-        return BadFile(self.path, 0, f"this is no ledger: {error}", self._mend())
+            return BadInput(f"{self.path}: {what}", "choose a folder you may write, or set HEADWAY_HOME to one")
+        if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_PROTOCOL")):
+            return Lacking(f"{self.path}: {what} for {BUSY_S:.0f} s", "wait for the other headway and run again")
+        if name.startswith(("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_NOMEM")):
+            return Lacking(f"{self.path}: {what}", "free disk space there, or check the disk")
+        return BadFile(self.path, 0, f"this is no ledger: {what}", self._mend())
 
     def _migrate(self, connection: sqlite3.Connection) -> None:
         """Bring the file to this version, one step after another, each in its own transaction."""
