@@ -25,7 +25,7 @@ from headway.core.system import Context
 from headway.core.weight import F32
 
 CAP = 4.0
-GRADIENT_INPUTS = 4
+GRADIENT_INPUTS = 2
 """Calibration inputs that are also sent backwards."""
 _PANEL = 384
 """Columns of H updated together: only blocks on and above the diagonal are computed."""
@@ -108,8 +108,11 @@ def _gradients(model: Model, inputs: Sequence[tuple[Any, ...]], context: Context
     hooks = [module.get_submodule(name).register_full_backward_hook(backward(name)) for name in names]
     try:
         with torch.enable_grad():
+            # Vectors and the first matrix are enough for every later output to be in the graph; no other matrix
+            # pays for a gradient of its own.
+            first = module.get_submodule(names[0]).weight if names else None
             for parameter in module.parameters():
-                parameter.requires_grad_(True)
+                parameter.requires_grad_(parameter.dim() < 2 or parameter is first)
             for arguments in context.progress.track(inputs, "gradients of the calibration inputs"):
                 sampled_loss(module(*arguments), model.task, generator).backward()
                 module.zero_grad(set_to_none=True)
