@@ -136,6 +136,32 @@ def test_without_exchange_two_renames_do_and_the_second_failing_is_undone(
     assert names(tmp_path) == ["out"]
 
 
+def test_another_process_that_makes_or_removes_the_folder_meanwhile_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "out"
+    real = os.path.lexists
+    answers = {target: [False, True]}  # absent, then present, whatever is true
+
+    def lexists(path: str | Path) -> bool:
+        planned = answers.get(Path(path))
+        return planned.pop(0) if planned else real(path)
+
+    for truth in ("there", "gone"):
+        if truth == "there":
+            target.mkdir()
+            (target / "theirs").write_bytes(b"1")
+            answers[target] = [False]
+        else:
+            files.remove(target)
+            answers[target] = [True]
+        monkeypatch.setattr(files.os.path, "lexists", lexists)
+        with files.atomic_folder(target, replace=True) as folder:
+            files.write_file(folder / truth, b"2")
+        assert files.tree_files(target) == [truth]
+        assert names(tmp_path) == ["out"]
+
+
 def test_an_exchange_that_fails_for_another_reason_is_reported(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         files._exchange(tmp_path / "absent", tmp_path / "neither")

@@ -248,14 +248,18 @@ def fsync_tree(folder: Path) -> None:
 
 def _put(new: Path, path: Path, replace: bool) -> None:
     """Give `new` the name `path`; what was there is afterwards at `new`, still whole."""
-    if not replace or not os.path.lexists(path):
-        new.rename(path)
-        return
-    try:
-        _exchange(new, path)
-    except OSError as error:
-        if error.errno not in {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP}:
-            raise
+    while True:
+        try:
+            if not replace or not os.path.lexists(path):
+                new.rename(path)
+            else:
+                _exchange(new, path)
+            return
+        except OSError as error:
+            if replace and error.errno in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT} and os.path.lexists(new):
+                continue  # another process made or removed it meanwhile
+            if not replace or error.errno not in {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP}:
+                raise
         aside = _temporary(path)  # no exchange on this file system: two renames, undone when the second fails
         path.rename(aside)
         try:
@@ -265,6 +269,7 @@ def _put(new: Path, path: Path, replace: bool) -> None:
             raise
         with suppress(OSError):
             remove(aside)
+        return
 
 
 def _exchange(one: Path, other: Path) -> None:
