@@ -16,7 +16,7 @@ from headway.llm.packaged import smollm2_135m
 def one_thread() -> Iterator[None]:
     """Small shapes: more threads only wait for one another."""
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
 

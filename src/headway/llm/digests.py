@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -31,8 +33,10 @@ def weight_digest(weight: Weight) -> bytes:
 def model_digest(arch: Architecture, weights: Mapping[str, Weight], vectors: Mapping[str, F32]) -> str:
     """Hex digest of the architecture and every value."""
     digest = hashlib.sha256(canonical_json(arch.to_json()))
-    for name in sorted(weights):
-        digest.update(canonical_json(name) + weight_digest(weights[name]))
+    names = sorted(weights)
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # hashing lets other threads run
+        for name, found in zip(names, pool.map(weight_digest, (weights[n] for n in names)), strict=True):
+            digest.update(canonical_json(name) + found)
     for name in sorted(vectors):
         _add(digest, name, vectors[name])
     return digest.hexdigest()

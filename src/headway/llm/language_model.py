@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
-from headway.core.errors import BadInput, need_extra
+from headway.core.errors import BadInput, Lacking, need_extra
 from headway.core.model import Model, Site
 from headway.core.weight import F32, Weight
 from headway.llm import generation, scoring
@@ -140,7 +140,10 @@ class LanguageModel(Model):
             except ImportError:
                 raise need_extra("torch", "torch") from None
             return TorchRuntime(self.architecture, self._weights, self._vectors)
-        from headway.llm.native import NativeRuntime
+        try:
+            from headway.llm.native import NativeRuntime
+        except ImportError as error:
+            raise Lacking(f"the native extension is not built ({error})", "run: pip install . , or use torch") from None
 
         exact = self.runtime_kind == "exact"
         return NativeRuntime(

@@ -79,7 +79,8 @@ class SafetensorsFile(Mapping[str, StoredTensor]):
 
     def _tensor(self, name: str, entry: Any, base: int, size: int) -> StoredTensor:
         fine = isinstance(entry, dict) and isinstance(entry.get("dtype"), str)
-        shape, offsets = (entry.get("shape"), entry.get("data_offsets")) if fine else (None, None)
+        shape: Any = entry.get("shape") if fine else None
+        offsets: Any = entry.get("data_offsets") if fine else None
         if not (_counts(shape, MAX_RANK) and _counts(offsets, 2) and len(offsets) == 2):
             raise BadFile(self.path, 8, f"tensor {name[:80]!r} is not described by dtype, shape and data_offsets")
         dtype = entry["dtype"]

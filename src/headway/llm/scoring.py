@@ -59,7 +59,8 @@ def log_softmax_at(logits: F32, targets: I64) -> F64:
 def log_sum_exp(logits: F32) -> F64:
     """(n, vocab) -> (n,)."""
     top = logits.max(axis=1, keepdims=True)
-    return np.log(np.exp(logits - top).sum(axis=1, dtype=np.float64)) + top[:, 0]
+    norm: F64 = np.log(np.exp(logits - top).sum(axis=1, dtype=np.float64)) + top[:, 0]
+    return norm
 
 
 def _predictions(model: LanguageModel, part: I64) -> Iterator[tuple[int, F32]]:

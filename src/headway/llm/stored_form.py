@@ -21,7 +21,7 @@ _CHUNK = 1 << 22
 def all_finite(words: npt.NDArray[Any], dtype: str) -> bool:
     """Whether no element is NaN or infinite; `words` as the file holds them, in bounded memory."""
     bits = words.reshape(-1).view(np.uint32 if dtype == "F32" else np.uint16)
-    mask = bits.dtype.type(EXPONENTS[dtype])
+    mask: Any = bits.dtype.type(EXPONENTS[dtype])
     return all(not ((bits[at : at + _CHUNK] & mask) == mask).any() for at in range(0, len(bits), _CHUNK))
 
 
@@ -45,12 +45,15 @@ def grouped(parts: Affine) -> Weight:
     if parts.zero is None:
         return Int8Weight(parts.codes.view(np.int8), scale, narrow(parts.minimum), group_size=parts.group)
     # minimum = -zero * scale: the same value from signed codes alone
-    codes = (parts.codes.astype(np.int16) - parts.zero).astype(np.int8)
+    codes = (parts.codes - np.uint8(parts.zero)).view(np.int8)  # modulo 256, which int8 reads as the difference
     return Int8Weight(codes, scale, group_size=parts.group)
 
 
 def narrow(values: F32) -> npt.NDArray[Any]:
     """As float16 where that loses nothing."""
-    with np.errstate(over="ignore"):
-        half = values.astype(np.float16)
-    return half if np.array_equal(half.astype(np.float32), values) else values
+    for part in (values.reshape(-1)[:4096], values):  # most that do not fit show it at once
+        with np.errstate(over="ignore"):
+            half = part.astype(np.float16)
+        if not np.array_equal(half.astype(np.float32), part):
+            return values
+    return half

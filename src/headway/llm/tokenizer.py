@@ -5,11 +5,12 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
-from headway.core.errors import BadInput, need_extra
+from headway.core.errors import BadInput, HeadwayError, need_extra
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
@@ -105,8 +106,9 @@ class Tokenizer:
             ) from None
         backend = self.backend if special else self._plain_backend
         ids = list(self.info.start) if start else []
-        for part in self._parts(text):
-            ids += backend.encode(part, add_special_tokens=False).ids
+        with failures("the tokenizer fails on this text", "put the model's own tokenizer beside it"):
+            for part in self._parts(text):
+                ids += backend.encode(part, add_special_tokens=False).ids
         return ids
 
     def _parts(self, text: str) -> Iterator[str]:
@@ -203,6 +205,19 @@ class Detokenizer:
     def end(self) -> str:
         """What waited: U+FFFD for bytes that never became a character."""
         return self._utf8.decode(b"", True)
+
+
+@contextmanager
+def failures(what: str, mend: str) -> Iterator[None]:
+    """Turns what the tokenizers library raises (plain Exception, or its own panic) into `BadInput`."""
+    try:
+        yield
+    except (HeadwayError, MemoryError):
+        raise
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise BadInput(f"{what}: {' '.join(str(error).split())[:200]}", mend) from None
+        raise
 
 
 def library() -> type[Backend]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from headway.core.errors import BadInput
-from headway.llm.tokenizer import Spelling, Tokenizer, TokenizerInfo, library
+from headway.llm.tokenizer import Spelling, Tokenizer, TokenizerInfo, failures, library
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
@@ -26,7 +26,7 @@ def tokenizer_from_json(text: str, settings: Mapping[str, Any], source: str) -> 
     elif chosen is False:
         start = []
     info = TokenizerInfo(
-        size=backend.get_vocab_size(with_added_tokens=True),
+        size=1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1),
         spelling=_spelling(backend, source),
         start=tuple(start if len(start) < 2 else start[:1]),
         space_prefix=_prefixes_space(backend),
@@ -37,10 +37,9 @@ def tokenizer_from_json(text: str, settings: Mapping[str, Any], source: str) -> 
 
 def backend_from(text: str, source: str) -> Backend:
     """The library's tokenizer, truncation and padding off."""
-    try:
-        backend = library().from_str(text)
-    except Exception as error:  # the library raises plain Exception
-        raise BadInput(f"{source} is no tokenizer: {error!s:.200}", "export the tokenizer again") from None
+    library_class = library()
+    with failures(f"{source} is no tokenizer", "export the tokenizer again"):
+        backend = library_class.from_str(text)
     backend.no_truncation()
     backend.no_padding()
     return backend

@@ -109,6 +109,15 @@ def test_a_saved_folder_gives_their_logits(case: str, tmp_path: Path) -> None:
     assert error(model, load_folder(folder_of(model, tmp_path / "m"))) < 1e-5
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_the_native_network_is_the_reference_of_the_same_description(case: str, tmp_path: Path) -> None:
+    ours = load_folder(folder_of(random_model(*CASES[case]), tmp_path / "m"))
+    tokens = np.random.default_rng(2).integers(0, VOCAB, 60)
+    reference = ours.with_runtime("torch").logits(tokens)
+    exact = ours.with_runtime("exact").logits(tokens)
+    assert np.abs(exact - reference).max() / np.abs(reference).max() < 1e-5
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_checkpoints_are_exact(dtype: torch.dtype, tmp_path: Path) -> None:
     model = random_model("Qwen3Config", {"head_dim": 16}).to(dtype)

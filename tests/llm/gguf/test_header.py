@@ -16,6 +16,7 @@ from tiny_models import LLAMA, llama_tensors, write_gguf
 from headway.core.errors import BadFile, BadInput
 from headway.llm.gguf.file import GGUFFile
 from headway.llm.gguf.header import Header
+from headway.llm.gguf.model import load_gguf
 
 CPU_S = 0.05
 
@@ -117,6 +118,26 @@ def test_no_single_bit_flip_in_the_header_lets_anything_but_badfile_out(tiny: Pa
         except BadFile:
             pass
         data[at] ^= bit
+
+
+def test_mutations_of_a_whole_model_let_only_one_line_errors_out_of_the_loader(tiny: Path, tmp_path: Path) -> None:
+    """The conversion behind the header too: sizes, names and vocabularies that do not fit one another."""
+    sound = tiny.read_bytes()
+    random = np.random.default_rng(3)
+    path = tmp_path / "m.gguf"
+    for index in range(400):
+        data = bytearray(sound)
+        for _ in range(int(random.integers(1, 4))):
+            at = int(random.integers(24, 8192))
+            if index % 2:
+                data[at] ^= 1 << int(random.integers(0, 8))
+            else:
+                data[at] = int(random.integers(0, 256))
+        path.write_bytes(data)
+        try:
+            _ = load_gguf(path).tokenizer.backend
+        except BadInput as error:
+            assert "\n" not in str(error)
 
 
 @pytest.mark.nightly

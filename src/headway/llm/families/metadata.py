@@ -107,7 +107,6 @@ def end_tokens(header: Header) -> tuple[int, ...]:
     found = [token for name in ("eos", "eot") if (token := special(header, name)) is not None]
     kinds_key, texts_key = "tokenizer.ggml.token_type", "tokenizer.ggml.tokens"
     if kinds_key in header and texts_key in header:
-        kinds = header.numbers(kinds_key)
-        texts = header.texts(texts_key)
-        found += [int(i) for i in (kinds == CONTROL).nonzero()[0] if i < len(texts) and texts[i] in END_NAMES]
+        control = {int(index) for index in (header.numbers(kinds_key) == CONTROL).nonzero()[0]}
+        found += [index for index, text in header.texts_at(texts_key, control).items() if text in END_NAMES]
     return tuple(dict.fromkeys(found))

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-U8 = npt.NDArray[np.uint8]
+U8 = npt.NDArray[Any]
+"""Of uint8; numpy's stubs lose the type in `&`, `|` and `>>`."""
 F32 = npt.NDArray[np.float32]
 
 Parts = tuple[U8, F32, F32 | None]
@@ -158,8 +160,8 @@ def _q5_k(raw: U8) -> Parts:
 
 def _q6_k(raw: U8) -> Parts:
     """128 bytes of low nibbles | 64 bytes of high 2 bits | 16 signed scales | f16 d."""
-    low = raw[:, :128].reshape(-1, 2, 1, 64)
-    low = np.concatenate([low & 15, low >> 4], axis=2).reshape(-1, 256)
+    halves = raw[:, :128].reshape(-1, 2, 1, 64)
+    low = np.concatenate([halves & 15, halves >> 4], axis=2).reshape(-1, 256)
     high = _crumbs(raw[:, 128:192].reshape(-1, 2, 32)).reshape(-1, 256)
     scale = _half(raw, 208) * raw[:, 192:208].view(np.int8).astype(np.float32)
     return low | (high << 4), scale, None

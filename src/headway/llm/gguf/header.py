@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -274,6 +274,19 @@ class Header(Mapping[str, Value]):
             texts.append(self._cursor.text(at + 8, at + 8 + length, f"an element of {key}"))
             at += 8 + length
         return texts
+
+    def texts_at(self, key: str, wanted: Collection[int]) -> dict[int, str]:
+        """Some elements of an array of strings, by index; an index beyond the array is left out."""
+        value = self._array(key)
+        if value.kind != STRING and value.count:
+            raise self.fault(key, "is not an array of strings")
+        found, at, data, unpack = {}, value.start, self._cursor.data, _U64.unpack_from
+        for index in range(min(value.count, max(wanted, default=-1) + 1)):
+            length = unpack(data, at)[0]
+            if index in wanted:
+                found[index] = self._cursor.text(at + 8, at + 8 + length, f"an element of {key}")
+            at += 8 + length
+        return found
 
     def numbers(self, key: str) -> npt.NDArray[Any]:
         """An array of numbers, as a read-only view of the file."""

@@ -86,13 +86,11 @@ def _special_texts(header: Header, size: int) -> dict[str, str]:
     """The texts that chat templates write as `bos_token`, `eos_token` and so on."""
     names = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
     found = {ours: token for theirs, ours in names.items() if (token := special(header, theirs)) is not None}
-    if not found:
-        return {}
-    tokens = header.texts(TOKENS)
     for name, token in found.items():
         if token >= size:
             raise header.fault(TOKENS, f"has no token {token} for {name}")
-    return {name: tokens[token] for name, token in found.items()}
+    texts = header.texts_at(TOKENS, set(found.values()))
+    return {name: texts[token] for name, token in found.items()}
 
 
 def _types(header: Header, size: int) -> Sequence[int]:
