@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from texts import TEXTS
 from tiny_models import SPECIALS, VOCAB, tiny_tokenizer
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from headway.core.errors import BadFile, BadInput
@@ -214,6 +214,17 @@ def test_a_kind_that_language_models_do_not_use_is_refused() -> None:
     made.pre_tokenizer = pre_tokenizers.Whitespace()
     with pytest.raises(BadInput, match="neither byte-level nor SentencePiece"):
         tokenizer_from_json(made.to_str(), {}, "tokenizer.json")
+
+
+def test_an_expression_that_explodes_is_refused_not_waited_for() -> None:
+    """The library's engine gives up after a number of retries, by a panic."""
+    made = tiny_tokenizer()
+    words = pre_tokenizers.Split(Regex("(a+)+$"), "isolated")
+    spell = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    made.pre_tokenizer = pre_tokenizers.Sequence([words, spell])
+    tokenizer = tokenizer_from_json(made.to_str(), {}, "x")
+    with pytest.raises(BadInput, match="the tokenizer fails on this text"):
+        tokenizer.encode("a" * 60 + "b")
 
 
 def test_lone_surrogates_are_refused(tiny: Ours) -> None:
