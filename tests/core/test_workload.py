@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
-from headway.core.errors import BadInput
+from headway.core.errors import BadInput, Lacking
 from headway.core.workload import HELDOUT_BYTES, default_texts, docstrings, split_text, user_function
 
 
@@ -20,6 +21,12 @@ def test_the_default_splits_are_disjoint_and_the_held_out_part_is_the_published_
     assert len(texts.calibration) > 500_000
     paragraphs = {part for part in texts.heldout.split("\n\n") if len(part) > 200}
     assert not paragraphs & set(texts.calibration.split("\n\n"))
+
+
+def test_a_python_without_help_topics_asks_for_a_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
+    with pytest.raises(Lacking, match="--text FILE"):
+        default_texts()
 
 
 def test_docstrings_come_in_one_order() -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from headway.core.errors import BadInput
+from headway.core.errors import BadInput, Lacking
 from headway.core.files import read_bytes, sha256_of
 
 HELDOUT_BYTES = 200_000
@@ -64,8 +64,14 @@ class Workload:
 
 
 def default_texts() -> Texts:
-    """Calibration: docstrings of the standard library. Search and held-out: disjoint parts of Python's help topics."""
-    from pydoc_data.topics import topics
+    """Calibration: docstrings of the standard library. Search and held-out: disjoint parts of Python's help topics.
+
+    Raises `Lacking` where a distribution left the help topics out.
+    """
+    try:
+        from pydoc_data.topics import topics
+    except ModuleNotFoundError:
+        raise Lacking("this Python came without pydoc_data, the default text", "give a text: --text FILE") from None
 
     pages = "\n\n".join(topics[name] for name in sorted(topics)).encode()
     return Texts(
