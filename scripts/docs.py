@@ -14,7 +14,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from headway.cli.main import VERBS, main, usage
 from headway.core.budget import METRICS, Budget
@@ -151,21 +152,20 @@ def _use(entry: Entry) -> str:
 
 
 def _settings(entry: Entry) -> str:
-    fields = entry.load().settings.model_fields
     rows = [
         (
             f"`{name}`",
-            f"`{_type(field.annotation)}`",
             f"`{field.default!r}`",
-            _bounds(field.metadata),
+            ", ".join(said for said in (_kind(field.annotation), _bounds(field.metadata)) if said),
             plain(field.description or ""),
         )
-        for name, field in fields.items()
+        for name, field in entry.load().settings.model_fields.items()
     ]
-    return table(("setting", "type", "default", "bounds", "what it is"), rows) if rows else "None."
+    return table(("setting", "default", "may be", "what it is"), rows) if rows else "None."
 
 
 BOUNDS = {"ge": "≥ {}", "gt": "> {}", "le": "≤ {}", "lt": "< {}", "multiple_of": "multiple of {}"}
+KINDS = {int: "whole number", float: "number", str: "text", bool: "true or false", type(None): "unset"}
 
 
 def _bounds(rules: Sequence[Any]) -> str:
@@ -177,24 +177,45 @@ def _bounds(rules: Sequence[Any]) -> str:
     return ", ".join(said)
 
 
-def _type(annotation: Any) -> str:
-    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
+def _kind(annotation: Any) -> str:
+    """What values a setting takes, for people: `whole number`, `gptq, bcq or rtn`, `list of text`."""
+    inside = get_args(annotation)
+    origin = get_origin(annotation)
+    if annotation in KINDS:
+        return KINDS[annotation]
+    if origin is Literal:
+        return " or ".join([", ".join(f"`{value}`" for value in inside[:-1])] * bool(inside[1:]) + [f"`{inside[-1]}`"])
+    if origin in (Union, UnionType):
+        return " or ".join(_kind(part) for part in inside)
+    if origin in (list, tuple) and inside:
+        return f"list of {_kind(inside[0])}"
+    return plain(str(annotation))
 
 
 def _clashes(entry: Entry) -> str:
-    cards = [other.card for slug, other in systems().items() if slug != entry.card.slug]
-    reasons = []
-    for other in cards:
-        before, after = clash(other, entry.card), clash(entry.card, other)
-        for reason in dict.fromkeys(reason for reason in (before, after) if reason):
-            reasons.append(f"- [{other.slug}]({other.slug}.md): {plain(reason)}")
-    return "## Does not go with\n\n" + "\n".join(reasons) if reasons else ""
+    """Systems that cannot stand beside this one in a recipe: those of its slot in one line, others with the reason."""
+    card = entry.card
+    same: list[str] = []
+    lines: list[str] = []
+    for other in (found.card for slug, found in systems().items() if slug != card.slug):
+        reasons = [reason for reason in (clash(other, card), clash(card, other)) if reason]
+        link = f"[{other.slug}]({other.slug}.md)"
+        if reasons and other.slot == card.slot:
+            same.append(link)
+        else:
+            lines += [f"- {link}: {plain(reason)}" for reason in dict.fromkeys(reasons)]
+    if same:
+        mend = {"per-site": "on the same sites; give each its own with `only=`", "exclusive": "in one recipe"}
+        lines.insert(0, f"- {', '.join(same)}: the same slot, {mend[SLOTS[card.slot].rule]}")
+    return "## Does not go with\n\n" + "\n".join(lines) if lines else ""
 
 
 def _notes(entry: Entry) -> str:
     origin = importlib.util.find_spec(entry.module)
     text = ast.get_docstring(ast.parse(Path(origin.origin).read_bytes())) if origin and origin.origin else None
-    return f"## In its own words\n\n```text\n{text.replace('```', '')}\n```" if text else ""
+    if not text:
+        return ""
+    return f'## In its own words\n\n<div class="words" markdown>\n\n```text\n{text.replace("```", "")}\n```\n\n</div>'
 
 
 def _proof(entry: Entry, ledger: Ledger) -> str:

@@ -59,3 +59,10 @@ def test_bounds_are_written_for_people() -> None:
     fields = Settings.model_fields
     assert docs._bounds(fields["size"].metadata) == "≥ 16, < 1024, multiple of 16"
     assert docs._bounds(fields["name"].metadata) == ""
+
+
+def test_kinds_are_written_for_people() -> None:
+    from typing import Literal
+
+    said = [docs._kind(kind) for kind in (int, Literal["a", "b", 3], Literal["a"], int | None, tuple[str, ...])]
+    assert said == ["whole number", "`a`, `b` or `3`", "`a`", "whole number or unset", "list of text"]
