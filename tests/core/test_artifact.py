@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -115,6 +116,28 @@ def test_changed_cut_and_missing_files_are_named(written: Path, name: str) -> No
     with pytest.raises(BadFile, match="missing"):
         read_manifest(written)
     read_manifest(written, verify=False)
+
+
+def test_long_files_are_checked_part_by_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(artifact, "PART_BYTES", 1000)
+    out = tmp_path / "out"
+    record = write_artifact(out, SmallModel(1.0, 1000), RECIPE, evidence()).files["weights/model.safetensors"]
+    path = out / "weights" / "model.safetensors"
+    data = path.read_bytes()
+    assert record.sha256 == hashlib.sha256(data).hexdigest()
+    assert record.parts == tuple(hashlib.sha256(data[i : i + 1000]).hexdigest() for i in range(0, len(data), 1000))
+    read_manifest(out)
+    for position in (0, 999, 1000, 2500, len(data) - 1):
+        path.write_bytes(data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :])
+        with pytest.raises(BadFile, match="does not match its digest") as caught:
+            read_manifest(out)
+        assert caught.value.offset == position // 1000 * 1000
+    path.write_bytes(data)
+    files = json.loads((out / "headway.json").read_text())["files"]
+    files["weights/model.safetensors"]["parts"] = list(record.parts[:-1])
+    edit(out, files=files)
+    with pytest.raises(BadFile, match="digest"):
+        read_manifest(out)
 
 
 def test_weights_nobody_listed_are_refused(written: Path) -> None:

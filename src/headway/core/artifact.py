@@ -22,7 +22,7 @@ from typing import Any
 from headway.core.decode import check_schema, decode
 from headway.core.errors import BadFile, BadInput, HeadwayError, Lacking
 from headway.core.evidence import Evidence
-from headway.core.files import atomic_folder, open_beneath, read_bytes, sha256_file, tree_files, write_file
+from headway.core.files import atomic_folder, explained, open_beneath, read_bytes, tree_files, write_file
 from headway.core.jsontext import canonical_json, json_text, parse_json, plain
 from headway.core.model import Model
 
@@ -33,6 +33,7 @@ RECIPE = "recipe.toml"
 EVIDENCE = "evidence.json"
 CARD = "README.md"
 
+PART_BYTES = 8 << 20
 _MOST_BYTES = 16 << 20
 _REMAKE = "write the artifact again, or fetch it again if it was copied"
 
@@ -43,6 +44,8 @@ class FileRecord:
 
     sha256: str
     bytes: int
+    parts: tuple[str, ...] = ()
+    """sha256 of each `PART_BYTES` of a file that is longer: processors can check them side by side."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ def write_artifact(
             model.fingerprint(),
             __version__,
             datetime.now(UTC).isoformat(timespec="seconds"),
-            {name: FileRecord(sha256_file(new / name), (new / name).stat().st_size) for name in tree_files(new)},
+            {name: _record(new / name) for name in tree_files(new)},
             plain(model.extra()),
         ).sealed()
         write_file(new / MANIFEST, json_text(manifest).encode())
@@ -173,23 +176,52 @@ def _verify(folder: Path, manifest: Manifest) -> None:
     for name in tree_files(folder / WEIGHTS):
         if f"{WEIGHTS}/{name}" not in manifest.files:
             raise BadFile(folder / WEIGHTS / name, 0, "the file is not listed in the manifest", "remove it")
-    names = [name for name in manifest.files if name != CARD]
-    with ThreadPoolExecutor(min(4, len(names))) as pool:  # hashing leaves the interpreter free
-        for _ in pool.map(lambda name: _compare(folder, name, manifest.files[name]), names):
-            pass
+    for name, record in manifest.files.items():
+        if name != CARD:
+            _compare(folder, name, record)
+
+
+def _record(path: Path) -> FileRecord:
+    """Digests of a file, all in one pass."""
+    whole = hashlib.sha256()
+    parts = []
+    with explained(path), path.open("rb") as file:
+        while part := file.read(PART_BYTES):
+            whole.update(part)
+            parts.append(hashlib.sha256(part).hexdigest())
+    return FileRecord(whole.hexdigest(), path.stat().st_size, tuple(parts) if len(parts) > 1 else ())
 
 
 def _compare(folder: Path, name: str, record: FileRecord) -> None:
-    if not os.path.lexists(folder / name):
-        raise BadFile(folder / name, 0, "the file is missing", _REMAKE)
-    with os.fdopen(open_beneath(folder, name), "rb") as file:
-        size = os.fstat(file.fileno()).st_size
+    path = folder / name
+    if not os.path.lexists(path):
+        raise BadFile(path, 0, "the file is missing", _REMAKE)
+    descriptor = open_beneath(folder, name)
+    try:
+        size = os.fstat(descriptor).st_size
         if size != record.bytes:
-            raise BadFile(
-                folder / name, min(size, record.bytes), f"{record.bytes} bytes were written, {size} are there", _REMAKE
-            )
-        if hashlib.file_digest(file, "sha256").hexdigest() != record.sha256:
-            raise BadFile(folder / name, 0, "the content does not match its digest", _REMAKE)
+            rule = f"{record.bytes} bytes were written, {size} are there"
+            raise BadFile(path, min(size, record.bytes), rule, _REMAKE)
+        expected = record.parts or (record.sha256,)
+        length = PART_BYTES if record.parts else size
+        with explained(path), ThreadPoolExecutor(min(len(expected), len(os.sched_getaffinity(0)))) as pool:
+            found = pool.map(lambda part: _digest_part(descriptor, part * length, length), range(len(expected)))
+            for part, (known, digest) in enumerate(zip(expected, found, strict=True)):
+                if known != digest or len(expected) * length < size:
+                    raise BadFile(path, part * length, "the content does not match its digest", _REMAKE)
+    finally:
+        os.close(descriptor)
+
+
+def _digest_part(descriptor: int, start: int, length: int) -> str:
+    """sha256 of a stretch of an open file; threads share the descriptor, not its position."""
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(min(length, 1 << 18)))  # small enough to stay in cache between reading and hashing
+    end = start + length
+    while start < end and (count := os.preadv(descriptor, [buffer[: end - start]], start)):
+        digest.update(buffer[:count])
+        start += count
+    return digest.hexdigest()
 
 
 def model_card(model: Model, recipe_toml: str, evidence: Evidence) -> str:
