@@ -101,12 +101,45 @@ nb::object fit(const Array<float, 2>& w, const Array<float, 1>& h, int64_t group
   return nb::make_tuple(s, m);
 }
 
-nb::object sweep(const Array<float, 2>& w, const Array<float, 2>& u, const Array<int32_t, 1>& order,
+// The factor v of H in the order given, rows and columns in that order too.
+nb::object factor(const Array<float, 2>& h, const Array<int32_t, 1>& order, float least) {
+  const auto n = int64_t(h.shape(0));
+  check(n > 0 && int64_t(h.shape(1)) == n && int64_t(order.shape(0)) == n, "h must be (in, in), order (in,)");
+  check(least > 0, "least must be positive");
+  for (int64_t c = 0; c < n; ++c) check(order.data()[c] >= 0 && order.data()[c] < n, "order must name every column");
+  float* v;
+  nb::object result = made<float>({size_t(n), size_t(n)}, &v);
+  {
+    const nb::gil_scoped_release release;
+    const QuantiseKernels& kernels = table();
+    const int rows = kernels.rows;
+    const int64_t count = (n + rows - 1) / rows * n * rows;
+    Buffer memory(size_t(count + kQuantiseBlock * (n + rows + kQuantiseBlock)) * 4, Owner::scratch);
+    auto* panels_at = memory.as<float>();
+    const int32_t* place = order.data();
+    for (int64_t r = 0; r < n; ++r)
+      for (int64_t c = 0; c <= r; ++c)
+        panels_at[(c / rows * n + r) * rows + c % rows] = h.data()[place[n - 1 - r] * n + place[n - 1 - c]];
+    const FactorArgs args = {panels_at, n, least, panels_at + count};
+    kernels.factor(&args);
+    for (int64_t i = 0; i < n; ++i) {
+      std::fill(v + i * n, v + i * n + i, 0.0f);
+      v[i * n + i] = 1.0f;
+      for (int64_t j = i + 1; j < n; ++j) {
+        const int64_t r = n - 1 - i, c = n - 1 - j;
+        v[i * n + j] = panels_at[(c / rows * n + r) * rows + c % rows];
+      }
+    }
+  }
+  return result;
+}
+
+nb::object sweep(const Array<float, 2>& w, const Array<float, 2>& v, const Array<int32_t, 1>& order,
                  const std::optional<Array<float, 2>>& scale, const std::optional<Array<float, 2>>& minimum,
                  const std::optional<Array<float, 3>>& grid, int64_t group, int levels, int threads) {
   const auto out = int64_t(w.shape(0)), in = int64_t(w.shape(1));
   check(out > 0 && in > 0 && group > 0 && levels > 0 && levels < 256, "sizes must be positive");
-  check(int64_t(u.shape(0)) == in && int64_t(u.shape(1)) == in, "u must be (in, in)");
+  check(int64_t(v.shape(0)) == in && int64_t(v.shape(1)) == in, "v must be (in, in)");
   check(int64_t(order.shape(0)) == in, "order must name every column");
   const int64_t groups = (in + group - 1) / group;
   std::vector<int32_t> group_of(static_cast<size_t>(in));
@@ -126,13 +159,13 @@ nb::object sweep(const Array<float, 2>& w, const Array<float, 2>& u, const Array
     const QuantiseKernels& kernels = table();
     const int rows = kernels.rows;
     const int64_t numbers = groups * (grid ? levels + 1 : 2);
-    panels(out, rows, size_t(in + numbers + kQuantiseBlock) * size_t(rows), size_t(in * rows), threads,
+    panels(out, rows, size_t(2 * in + numbers + kQuantiseBlock) * size_t(rows), size_t(in * rows), threads,
            [&](int64_t first, float* panel, uint8_t* panel_codes) {
              gather(w.data(), out, in, first, rows, 0.0f, panel, order.data());
              float* numbers_at = panel + in * rows;
              SweepArgs args = {};
              args.w = panel;
-             args.u = u.data();
+             args.v = v.data();
              args.group = group_of.data();
              args.in = in;
              args.levels = levels;
@@ -199,8 +232,10 @@ nb::object refine(const Array<float, 2>& w, const Array<uint8_t, 2>& codes, cons
 void bind(nb::module_& m) {
   m.def("quantise_fit", &fit, "w"_a, "h"_a, "group"_a, "levels"_a, "candidates"_a, "narrowest"_a, "threads"_a = 0,
         "Scale and minimum of every group of W (out, in), clip search weighted by h (in,): two (out, groups).");
-  m.def("quantise_sweep", &sweep, "w"_a, "u"_a, "order"_a, "scale"_a.none(), "minimum"_a.none(), "grid"_a.none(),
-        "group"_a, "levels"_a, "threads"_a = 0, "Codes (out, in) of W with error feedback by u, columns taken in `order`.");
+  m.def("quantise_factor", &factor, "h"_a, "order"_a, "least"_a,
+        "v (in, in), unit upper triangular: h = v d v^T, rows and columns in `order`; pivots are at least `least`.");
+  m.def("quantise_sweep", &sweep, "w"_a, "v"_a, "order"_a, "scale"_a.none(), "minimum"_a.none(), "grid"_a.none(),
+        "group"_a, "levels"_a, "threads"_a = 0, "Codes (out, in) of W with error feedback by v, columns taken in `order`.");
   m.def("quantise_refine", &refine, "w"_a, "codes"_a, "h"_a, "scale"_a, "minimum"_a, "group"_a, "levels"_a, "rounds"_a,
         "half"_a, "threads"_a = 0, "Codes, scale and minimum improved in turn under (w - value) h (w - value)^T.");
 }

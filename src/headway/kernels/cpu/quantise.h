@@ -22,10 +22,21 @@ struct FitArgs {
   float* minimum;
 };
 
-// One pass over the columns: round a column, spread what it lost over the columns that follow (GPTQ).
+// H = v d v^T with v unit upper triangular, H taken in the order of the pass. Stored back to front: `panels` holds the
+// lower triangle of H reversed, kRows columns to a panel, [panel][n rows][rows], and v comes out reversed too.
+struct FactorArgs {
+  float* panels;  // in: H; out: below the diagonal, v
+  int64_t n;
+  float least;     // a pivot below this is rounding: it counts as this
+  float* scratch;  // kQuantiseBlock (n + rows + kQuantiseBlock) floats
+};
+
+// One pass over the columns (GPTQ): each is rounded so that it also makes up for what the columns before it lost.
+// The loss is sum_j of (e_j + sum_{i<j} v_ij e_i)^2 times a constant, e = w - value: column j aims at
+// w_j + sum_{i<j} v_ij e_i.
 struct SweepArgs {
-  float* w;              // [in][rows], columns in the order of the pass; overwritten
-  const float* u;        // [in][in], upper triangular with H^-1 = u^T u, each row divided by its diagonal element
+  const float* w;        // [in][rows], columns in the order of the pass
+  const float* v;        // [in][in], unit upper triangular
   const int32_t* group;  // [in] group of each column
   const float* scale;    // [groups][rows]; unused where `grid` is set
   const float* minimum;
@@ -33,7 +44,7 @@ struct SweepArgs {
   int64_t in;
   int levels;
   uint8_t* codes;  // [in][rows]
-  float* scratch;  // [kQuantiseBlock][rows]
+  float* scratch;  // [in + kQuantiseBlock][rows]
 };
 
 // Rounds of: scale and minimum of all groups of a row at once by least squares under H, codes kept; then codes one by
@@ -62,6 +73,7 @@ static inline size_t refine_scratch(int64_t in, int64_t groups, int64_t rows) {
 struct QuantiseKernels {
   int rows;
   void (*fit)(const FitArgs*);
+  void (*factor)(const FactorArgs*);
   void (*sweep)(const SweepArgs*);
   void (*refine)(const RefineArgs*);
 };

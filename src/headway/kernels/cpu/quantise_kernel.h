@@ -149,15 +149,76 @@ HEADWAY_INLINE void store_code(uint8_t* to, F q) {
   store_i8((int8_t*)to, to_int(signed_q));
 }
 
+// Columns of one block, rows of the block itself: plain elimination. Leaves v below the diagonal, pivots in `d`.
+static void factor_corner(const FactorArgs* a, int64_t begin, int64_t end, float* d) {
+  const auto at = [&](int64_t r, int64_t c) -> float& { return a->panels[(c / kRows * a->n + r) * kRows + c % kRows]; };
+  for (int64_t r = begin; r < end; ++r) {
+    for (int64_t c = begin; c <= r; ++c) {
+      float x = at(r, c);
+      for (int64_t k = begin; k < c; ++k) x -= at(r, k) * d[k - begin] * at(c, k);
+      if (c < r) x /= d[c - begin];
+      else d[c - begin] = x > a->least ? x : a->least;
+      at(r, c) = x;
+    }
+  }
+}
+
+static void quantise_factor(const FactorArgs* a) {
+  const int64_t n = a->n;
+  float* lost = a->scratch;                       // [kQuantiseBlock][n]: minus v d of the block's columns
+  float* across = lost + kQuantiseBlock * n;      // [kQuantiseBlock][rows]: v of the block's columns, transposed
+  float* corner = across + kQuantiseBlock * kRows;  // [k][c]: v of the block itself, transposed
+  constexpr int kParts = kQuantiseBlock / 16;
+  for (int64_t begin = 0; begin < n; begin += kQuantiseBlock) {
+    const int64_t end = begin + kQuantiseBlock < n ? begin + kQuantiseBlock : n, m = end - begin;
+    float d[kQuantiseBlock], inverse[kQuantiseBlock];
+    factor_corner(a, begin, end, d);
+    if (end == n) return;
+    const auto row = [&](int64_t r, int part) {  // 16 columns of the block
+      const int64_t c = begin + 16 * part;
+      return a->panels + (c / kRows * n + r) * kRows + c % kRows;
+    };
+    for (int64_t k = 0; k < kQuantiseBlock; ++k) {
+      inverse[k] = 1.0f / d[k];
+      for (int64_t c = 0; c < kQuantiseBlock; ++c) corner[k * kQuantiseBlock + c] = c > k ? row(begin + c, (int)k / 16)[k % 16] : 0.0f;
+    }
+    for (int64_t r = end; r < n; ++r) {
+      alignas(64) float x[kQuantiseBlock];
+      F v[kParts];
+      for (int i = 0; i < kParts; ++i) v[i] = load(row(r, i));
+      for (int k = 0; k < kQuantiseBlock; ++k) {
+        store(x + k / 16 * 16, v[k / 16]);
+        const F by = set1(-x[k]);
+        for (int i = k / 16; i < kParts; ++i) v[i] = fma(by, load(corner + k * kQuantiseBlock + 16 * i), v[i]);
+      }
+      for (int i = 0; i < kParts; ++i) {
+        store(x + 16 * i, v[i]);
+        store(row(r, i), v[i] * load(inverse + 16 * i));
+      }
+      for (int64_t k = 0; k < m; ++k) lost[k * n + r - end] = -x[k];
+    }
+    for (int64_t c = end; c < n; c += kRows) {
+      const int64_t lanes = n - c < kRows ? n - c : kRows;
+      for (int64_t k = 0; k < m; ++k)
+        for (int64_t l = 0; l < kRows; ++l)
+          across[k * kRows + l] = l < lanes ? row(c + l, (int)k / 16)[k % 16] : 0.0f;
+      add_products(a->panels + (c / kRows * n + c) * kRows, lost + (c - end), n, across, m, n - c);
+    }
+  }
+}
+
 static void quantise_sweep(const SweepArgs* a) {
   const F top = set1((float)a->levels);
+  float* owed = a->scratch;  // [in][rows]: sum over the columns done of v e
+  float* lost = owed + a->in * kRows;
+  for (int64_t i = 0; i < a->in * kRows; i += 16) store(owed + i, zero());
   for (int64_t begin = 0; begin < a->in; begin += kQuantiseBlock) {
     const int64_t end = begin + kQuantiseBlock < a->in ? begin + kQuantiseBlock : a->in;
     for (int64_t j = begin; j < end; ++j) {
       const int64_t g = (int64_t)a->group[j] * kRows;
-      float* lost = a->scratch + (j - begin) * kRows;
+      float* own = lost + (j - begin) * kRows;
       for (int v = 0; v < kVectors; ++v) {
-        const F x = load(a->w + j * kRows + 16 * v);
+        const F w = load(a->w + j * kRows + 16 * v), x = w + load(owed + j * kRows + 16 * v);
         F q, value;
         if (a->grid) {
           const float* values = a->grid + g * (a->levels + 1) + 16 * v;
@@ -177,11 +238,11 @@ static void quantise_sweep(const SweepArgs* a) {
           value = q * s + m;
         }
         store_code(a->codes + j * kRows + 16 * v, q);
-        store(lost + 16 * v, value - x);
+        store(own + 16 * v, w - value);
       }
-      add_products(a->w + (j + 1) * kRows, a->u + j * a->in + j + 1, a->in, lost, 1, end - j - 1);
+      add_products(owed + (j + 1) * kRows, a->v + j * a->in + j + 1, a->in, own, 1, end - j - 1);
     }
-    add_products(a->w + end * kRows, a->u + begin * a->in + end, a->in, a->scratch, end - begin, a->in - end);
+    add_products(owed + end * kRows, a->v + begin * a->in + end, a->in, lost, end - begin, a->in - end);
   }
 }
 
@@ -377,5 +438,5 @@ static void quantise_refine(const RefineArgs* a) {
 #define HEADWAY_QUANTISE(name)                             \
   namespace headway {                                      \
   extern const QuantiseKernels name;                       \
-  const QuantiseKernels name = {kRows, quantise_fit, quantise_sweep, quantise_refine}; \
+  const QuantiseKernels name = {kRows, quantise_fit, quantise_factor, quantise_sweep, quantise_refine}; \
   }

@@ -97,7 +97,7 @@ def _with_codes(
     else:
         pass_ = feedback(hessian, damping, True)
         codes = _cpu.quantise_sweep(
-            w, pass_.u, pass_.order, None, None, values, group_size, values.shape[-1] - 1, threads
+            w, pass_.v, pass_.order, None, None, values, group_size, values.shape[-1] - 1, threads
         )
     for rows in _panels(len(w)):
         ordered = grouped(codes[rows], group_size)

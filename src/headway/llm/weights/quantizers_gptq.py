@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import scipy.linalg
 
 from headway.core.errors import BadInput
 from headway.core.weight import F32
@@ -30,12 +29,11 @@ DAMPING = 0.01
 class Feedback:
     """What a pass over the columns needs of H. Depends on H alone, so all matrices with one input share it.
 
-    order: (in,) columns in the order of the pass. u: (in, in) upper triangular, H^-1 = u^T d u with unit diagonal,
-    both in that order.
+    order: (in,) columns in the order of the pass. v: (in, in) unit upper triangular, H = v d v^T, in that order.
     """
 
     order: npt.NDArray[np.int32]
-    u: F32
+    v: F32
 
 
 def gptq(
@@ -53,7 +51,7 @@ def gptq(
 ) -> AffineCodes:
     """w: (out, in); hessian: (in, in), symmetric, at least semi-definite. `rounds` 0: GPTQ alone.
 
-    Deterministic: the same bits for any number of threads and any instruction set, given the same Cholesky factor.
+    Deterministic: the same bits for any number of threads and any instruction set.
     Raises `BadInput` for weights or an H that are not finite.
     """
     from headway.kernels.cpu import _cpu
@@ -67,7 +65,7 @@ def gptq(
     levels = 2**bits - 1
     scale, minimum = (np.ascontiguousarray(a, np.float32) for a in (found.scale, found.minimum))
     pass_ = feedback(hessian, damping, act_order)
-    codes = _cpu.quantise_sweep(w, pass_.u, pass_.order, scale, minimum, None, group_size, levels, threads)
+    codes = _cpu.quantise_sweep(w, pass_.v, pass_.order, scale, minimum, None, group_size, levels, threads)
     if not rounds:
         return AffineCodes(bits, codes, found)
     half = found.scale.dtype == np.float16
@@ -112,16 +110,12 @@ def feedback(hessian: F32, damping: float = DAMPING, act_order: bool = True) -> 
 
 
 def factor(hessian: F32, damping: float, act_order: bool) -> Feedback:
-    """H = r r^T with r upper triangular, hence H^-1 = u^T u with u = r^-1: one Cholesky, one triangular inverse."""
-    h = damped(hessian, damping).astype(np.float64)
+    """H damped and in order of falling diagonal, as v d v^T. No pivot can be below what the damping added."""
+    from headway.kernels.cpu import _cpu
+
+    h = damped(hessian, damping)
     diagonal = np.diagonal(h)
     order = np.argsort(-diagonal, kind="stable") if act_order else np.arange(len(h))
-    backwards = order[::-1]
-    try:
-        lower = scipy.linalg.cholesky(h[np.ix_(backwards, backwards)], lower=True, overwrite_a=True, check_finite=False)
-    except scipy.linalg.LinAlgError:
-        raise BadInput("H is not positive definite", "calibrate with more text, or raise the damping") from None
-    upper = np.asfortranarray(lower[::-1, ::-1])
-    inverse, _ = scipy.linalg.lapack.dtrtri(upper, lower=0, overwrite_c=1)
-    inverse /= np.diagonal(inverse)[:, None].copy()
-    return Feedback(order.astype(np.int32), np.ascontiguousarray(inverse, np.float32))
+    least = max(0.5 * damping * float(np.diagonal(hessian).mean()), 1e-6 * float(diagonal.min()), 1e-30)
+    order = order.astype(np.int32)
+    return Feedback(order, _cpu.quantise_factor(h, order, least))
