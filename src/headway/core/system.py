@@ -15,7 +15,6 @@ from headway.core.progress import Progress
 
 if TYPE_CHECKING:
     from headway.core.cache import StepCache
-
     from headway.core.model import Model, Site
     from headway.core.target import Target
 
@@ -103,6 +102,8 @@ class Context:
     threads: int = 0
     seed: int = 0
     progress: Progress = field(default_factory=Progress)
+    original: Model | None = None
+    """The model before the recipe's first step: what calibration runs, so that steps share it."""
     notes: list[str] = field(default_factory=list)
     """Sentences a transform wants in the report (what it left alone, and why)."""
 

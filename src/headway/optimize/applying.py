@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from headway.core import compatibility
@@ -49,6 +50,7 @@ def check(recipe: Recipe, model: Model, target: Any) -> None:
 def apply_recipe(recipe: Recipe, model: Model, context: Context) -> Model:
     """The model with the recipe applied; raises `BadInput` for anything that cannot be, before anything is changed."""
     check(recipe, model, context.target)
+    context = replace(context, original=context.original or model)
     for found, settings in prepared(recipe):
         if isinstance(found, Transform):
             model = found.apply(model, settings, context)

@@ -34,8 +34,11 @@ _PANEL = 384
 def hessians(model: Model, context: Context, sites: Sequence[Site]) -> dict[str, F32]:
     """Site -> H, float32; sites fed by the same tensor (q, k, v) share one array. Cached by content.
 
+    Where a recipe is being applied, H is that of the model before its first step, so that every step shares it.
+
     Raises `BadInput` where the context has no calibration inputs.
     """
+    model = context.original or model
     inputs = _inputs(context)
 
     def build() -> dict[str, F32]:

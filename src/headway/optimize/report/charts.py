@@ -166,6 +166,7 @@ def sample_groups(run: Run) -> list[Json]:
         )
     made = []
     for key, arms in groups.items():
+        arms.sort(key=lambda arm: ("baseline", "again", "candidate").index(arm["role"]))
         what = units[key]
         unit = what.unit([max(arm["values"]) for arm in arms])
         title = f"{what.label.lower()}, {unit.text}" if unit.text else what.label.lower()
@@ -190,7 +191,9 @@ def ratio_text(ratio: Ratio) -> str:
 
 
 def floor_text(floor: float | None) -> str:
-    return "not measured" if floor is None or floor == float("inf") else f"±{percent(floor)}"
+    if floor is None:
+        return "not measured"
+    return f"±{percent(floor)}" if floor != float("inf") else "unknown"
 
 
 def _ratio(ratio: Ratio) -> Json:

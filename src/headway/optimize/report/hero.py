@@ -7,7 +7,7 @@ from headway.optimize.report.charts import limit_label
 from headway.optimize.report.markup import Markup, tag
 from headway.optimize.report.metrics import metric
 from headway.optimize.report.run import Limit, Run
-from headway.optimize.report.words import change, headline, standing, verdict
+from headway.optimize.report.words import gain, headline, standing, verdict
 
 
 def hero(run: Run, heading: str = "h1") -> Markup:
@@ -73,7 +73,7 @@ def _tiles(run: Run) -> Markup:
             continue
         what = metric(key)
         before = baseline.measured.get(key) if baseline else None
-        words = change(key, before, winner.measured[key])
+        words = gain(run, key, before, winner.measured[key])
         aside = f"original {what.write(before)}" + (f" · {words}" if words else "") if before is not None else ""
         tiles.append(
             tag(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from statistics import median
 from typing import Any
 
 from headway.core import evidence as core
@@ -27,8 +30,8 @@ def run_of(evidence: core.Evidence, identifier: str, target: Target | None = Non
     were measured), `sites` (see `site_bits`), `workload`, `artifact`, `compared_with`. Any of them may be missing.
     """
     result = evidence.result
-    winner, baseline = _candidate(result.get("winner")), _candidate(result.get("baseline"))
-    candidates = _candidates(result, baseline, winner)
+    winner = _candidate(result.get("winner"))
+    candidates = _candidates(result, _medians(evidence))
     best = {**winner.predicted, **winner.measured} if winner else {}
     recipe = Recipe.from_json(evidence.recipe or (result.get("winner") or {}).get("recipe", []))
     card = systems()[evidence.subject].card if evidence.subject in systems() else None
@@ -119,8 +122,25 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def _candidates(result: Mapping[str, Any], baseline: Shown | None, winner: Shown | None) -> tuple[Shown, ...]:
-    """Baseline and winner, then the front, then the rest; each recipe once."""
+def _medians(evidence: core.Evidence) -> dict[str, float]:
+    """Metric -> the baseline's median in the run that proved the winner; with the rates that follow from them."""
+    baselines = {(ratio.measurement, ratio.baseline) for ratio in evidence.ratios}
+    found = {
+        series.measurement: median(series.values)
+        for series in evidence.series
+        if (series.measurement, series.arm) in baselines and series.values
+    }
+    for rate, seconds in (("throughput_tok_s", "tpot_s"), ("throughput_per_s", "latency_s")):
+        if found.get(seconds):
+            found[rate] = 1 / found[seconds]
+    return found
+
+
+def _candidates(result: Mapping[str, Any], proven: Mapping[str, float]) -> tuple[Shown, ...]:
+    """Baseline and winner, then the front, then the rest; each recipe once.
+
+    The winner was measured once more, beside the baseline; the baseline's values are those of that run.
+    """
     groups: list[tuple[str, Sequence[Any]]] = [
         ("baseline", [result.get("baseline")]),
         ("winner", [result.get("winner")]),
@@ -139,6 +159,9 @@ def _candidates(result: Mapping[str, Any], baseline: Shown | None, winner: Shown
             assert candidate is not None
             if role == "measured" and not candidate.measured:
                 continue
+            if role == "baseline":
+                again = {key: value for key, value in proven.items() if key in candidate.measured}
+                candidate = replace(candidate, measured={**candidate.measured, **again})
             seen[key if key not in seen else f"winner {key}"] = candidate
     return tuple(seen.values())
 
@@ -187,15 +210,20 @@ def _ratios(evidence: core.Evidence, recipe: Recipe) -> tuple[Ratio, ...]:
                 baseline=baseline,
                 candidate=candidate,
                 value=ratio.value,
-                low=ratio.low,
-                high=ratio.high,
+                low=_end(ratio.low, 0.0),
+                high=_end(ratio.high, math.inf),
                 n=ratio.pairs,
-                floor=ratio.noise_floor,
+                floor=None if ratio.noise_floor is None else _end(ratio.noise_floor, math.inf),
                 verdict=ratio.verdict,
                 label=f"{label}: {candidate}" if measured.count(ratio.measurement) > 1 else label,
             )
         )
     return tuple(made)
+
+
+def _end(value: float, unbounded: float) -> float:
+    """An end of an interval; infinite ones come back from a file as NaN."""
+    return unbounded if math.isnan(value) else value
 
 
 def _samples(evidence: core.Evidence, recipe: Recipe) -> tuple[Samples, ...]:

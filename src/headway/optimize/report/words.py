@@ -7,6 +7,9 @@ import math
 from headway.optimize.report.metrics import metric, percent, times
 from headway.optimize.report.run import Limit, Ratio, Run, Shown
 
+CHOSEN = ("winner", "nearest")
+"""Names of the arm that the run chose."""
+
 
 def headline(run: Run) -> str:
     """A few words that answer the question the run asked."""
@@ -45,8 +48,15 @@ def miss(limit: Limit) -> str:
     if limit.here is None:
         return "(nothing was measured)"
     bound = {"<=": "at most", "<": "less than", ">=": "at least", ">": "more than"}[limit.op]
-    amount = "" if limit.spare is None else f"by {percent(-limit.spare)} "
-    return f"{amount}({what.write(limit.here)} against {bound} {what.write(limit.limit, exact=True)})"
+    return f"{_beyond(limit)}({what.write(limit.here)} against {bound} {what.write(limit.limit, exact=True)})"
+
+
+def _beyond(limit: Limit) -> str:
+    if limit.spare is None or limit.here is None:
+        return ""
+    if limit.at_most and limit.spare < -1:
+        return f"by far, at {times(limit.here / limit.limit)} the limit "
+    return f"by {percent(-limit.spare)} "
 
 
 def standing(limit: Limit) -> str:
@@ -57,7 +67,7 @@ def standing(limit: Limit) -> str:
         return "met" if limit.met else "missed"
     if limit.met:
         return f"{percent(limit.spare)} to spare" if limit.spare >= 5e-5 else "just met"
-    return f"missed by {percent(-limit.spare)}"
+    return f"missed {_beyond(limit).strip()}"
 
 
 def change(key: str, before: float | None, after: float | None) -> str:
@@ -72,6 +82,14 @@ def change(key: str, before: float | None, after: float | None) -> str:
         return "the same"
     improved = (ratio < 1) == what.lower_is_better
     return f"{times(max(ratio, 1 / ratio))} {what.better if improved else what.worse}"
+
+
+def gain(run: Run, key: str, before: float | None, after: float | None) -> str:
+    """How the winner changed a metric: by the paired ratio where there is one, else from the two values."""
+    if before is None or after is None:
+        return ""
+    paired = next((ratio for ratio in run.ratios if ratio.metric == key and ratio.candidate in CHOSEN), None)
+    return change(key, before, after) if paired is None else ratio_words(paired)
 
 
 def ratio_words(ratio: Ratio) -> str:
@@ -100,6 +118,6 @@ def _gains(run: Run, winner: Shown, baseline: Shown | None) -> str:
         if what.kind == "share":
             said.append(f"{what.label.lower()} {what.write(after)}")
             continue
-        words = change(key, baseline.measured.get(key) if baseline else None, after)
+        words = gain(run, key, baseline.measured.get(key) if baseline else None, after)
         said.append(f"{what.write(after)}" + (f" ({words})" if words and words != "the same" else ""))
     return ", ".join(said)
