@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,6 +25,7 @@ from headway.core.recipe import Recipe
 from headway.core.target import ComputeRate, MemoryLevel, Target
 from headway.optimize.report import site_bits, write_report
 from headway.optimize.report.reading import run_of, short
+from headway.optimize.report.words import ratio_words, verdict
 
 TARGET = Target(
     "bench-machine",
@@ -107,6 +110,33 @@ def test_samples_keep_their_order_and_the_second_run_of_the_baseline_is_named() 
     assert run.ratios[0].floor == evidence.ratios[0].noise_floor
     assert run.ratios[0].verdict == "faster"
     assert (run.ratios[0].candidate, run.ratios[0].baseline) == ("winner", "original")
+
+
+def test_the_originals_times_are_those_of_the_run_that_proved_the_winner() -> None:
+    evidence = optimized()
+    evidence.result["baseline"]["measured"]["tpot_s"] = 0.5  # another moment, another load
+    evidence.result["baseline"]["measured"]["throughput_tok_s"] = 2.0
+    run = run_of(evidence, "r1")
+    original = run.find("baseline")
+    assert original is not None
+    assert original.measured["tpot_s"] == median(evidence.series[0].values)
+    assert original.measured["throughput_tok_s"] == 1 / original.measured["tpot_s"]
+    assert original.measured["size_bytes"] == 538e6
+
+
+def test_a_gain_inside_the_noise_is_not_called_one() -> None:
+    evidence = optimized()
+    evidence.ratios[0] = replace(evidence.ratios[0], value=0.98, low=0.97, high=0.99, verdict="none")
+    assert "no difference beyond the noise" in verdict(run_of(evidence, "r1"))
+
+
+def test_intervals_without_ends_survive_a_file(tmp_path: Path) -> None:
+    evidence = optimized()
+    evidence.ratios[0] = replace(evidence.ratios[0], low=0.0, high=math.inf, noise_floor=math.inf, verdict="none")
+    evidence.save(tmp_path / "evidence.json")
+    ratio = run_of(Evidence.load(tmp_path / "evidence.json"), "r1").ratios[0]
+    assert (ratio.low, ratio.high, ratio.floor) == (0.0, math.inf, math.inf)
+    assert ratio_words(ratio) == "too few pairs (20) to say"
 
 
 def test_how_to_redo_it_is_quoted_for_a_shell() -> None:

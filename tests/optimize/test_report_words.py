@@ -17,7 +17,7 @@ def test_a_met_budget_says_what_was_gained() -> None:
     run = example()
     assert headline(run) == "Budget met"
     assert verdict(run) == (
-        "smollm2-135m at 71.2\u202fMB (7.56× smaller), 5.02\u202fms/token (3.63× faster), quality 0.9816."
+        "smollm2-135m at 71.2\u202fMB (7.56× smaller), 5.02\u202fms/token (3.62× faster), quality 0.9816."
     )
 
 
@@ -43,6 +43,7 @@ def test_a_proof_counts_its_bars() -> None:
         (">=", 0.98, 0.49, False, "missed by 50%"),
         ("<=", 0.006, None, False, "not measured"),
         ("<=", 0.0, 0.1, False, "missed"),
+        ("<=", 0.02, 1.82, False, "missed by far, at 91.0× the limit"),
     ],
 )
 def test_how_a_limit_stands(op: str, limit: float, here: float | None, met: bool, words: str) -> None:

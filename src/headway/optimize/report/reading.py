@@ -213,7 +213,7 @@ def _ratios(evidence: core.Evidence, recipe: Recipe) -> tuple[Ratio, ...]:
                 low=_end(ratio.low, 0.0),
                 high=_end(ratio.high, math.inf),
                 n=ratio.pairs,
-                floor=None if ratio.noise_floor is None else _end(ratio.noise_floor, math.inf),
+                floor=_floor(ratio, evidence),
                 verdict=ratio.verdict,
                 label=f"{label}: {candidate}" if measured.count(ratio.measurement) > 1 else label,
             )
@@ -224,6 +224,14 @@ def _ratios(evidence: core.Evidence, recipe: Recipe) -> tuple[Ratio, ...]:
 def _end(value: float, unbounded: float) -> float:
     """An end of an interval; infinite ones come back from a file as NaN."""
     return unbounded if math.isnan(value) else value
+
+
+def _floor(ratio: core.Ratio, evidence: core.Evidence) -> float | None:
+    """The noise floor; infinite (unknown) where the baseline ran twice and a file has no number for it."""
+    if ratio.noise_floor is not None:
+        return _end(ratio.noise_floor, math.inf)
+    twice = any(series.arm == AGAIN and series.measurement == ratio.measurement for series in evidence.series)
+    return math.inf if twice else None
 
 
 def _samples(evidence: core.Evidence, recipe: Recipe) -> tuple[Samples, ...]:

@@ -77,9 +77,9 @@ def front(run: Run) -> Markup:
         "What was tried",
         tag(
             "p",
-            "Every recipe that was measured here. Point at one, or choose its row, to see its settings and numbers. Times "
-            f"of the original and the {'winner' if run.met is not False else 'nearest'} are of the final run, where they "
-            "were interleaved with each other; the others' are of the search.",
+            "Every recipe that was measured here. Point at one, or choose its row, to see its settings and numbers. "
+            f"Times of the original and the {'winner' if run.met is not False else 'nearest'} are of the final run, "
+            "where they were interleaved with each other; the others' are of the search.",
             class_="small muted",
         ),
         plot,
