@@ -8,7 +8,7 @@ from typing import Any
 
 from headway.optimize.report.metrics import METRICS, Metric, metric, percent, significant
 from headway.optimize.report.run import Ratio, Run, Shown, SiteBits
-from headway.optimize.report.words import change, ratio_words
+from headway.optimize.report.words import change, gain, ratio_words
 
 ROLES: Mapping[str, str] = {
     "winner": "the winner",
@@ -130,7 +130,11 @@ def table_rows(run: Run, candidate: Shown) -> list[tuple[str, str, str, str]]:
             continue
         what = metric(key)
         before = baseline.measured.get(key) if baseline is not None and baseline is not candidate else None
-        rows.append((what.label, what.write(measured), what.write(predicted), change(key, before, measured)))
+        if candidate.role == "winner":
+            words = gain(run, key, before, measured)
+        else:  # its times are of another run than the baseline's
+            words = "" if what.kind in ("time", "rate") else change(key, before, measured)
+        rows.append((what.label, what.write(measured), what.write(predicted), words))
     return rows
 
 

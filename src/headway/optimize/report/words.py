@@ -11,6 +11,10 @@ CHOSEN = ("winner", "nearest")
 """Names of the arm that the run chose."""
 
 
+TIMES_OF = {"throughput_tok_s": "tpot_s", "throughput_per_s": "latency_s"}
+"""Rates that are nothing but the inverse of a time."""
+
+
 def headline(run: Run) -> str:
     """A few words that answer the question the run asked."""
     if run.met is None:
@@ -88,7 +92,8 @@ def gain(run: Run, key: str, before: float | None, after: float | None) -> str:
     """How the winner changed a metric: by the paired ratio where there is one, else from the two values."""
     if before is None or after is None:
         return ""
-    paired = next((ratio for ratio in run.ratios if ratio.metric == key and ratio.candidate in CHOSEN), None)
+    timed = TIMES_OF.get(key, key)
+    paired = next((ratio for ratio in run.ratios if ratio.metric == timed and ratio.candidate in CHOSEN), None)
     return change(key, before, after) if paired is None else ratio_words(paired)
 
 
