@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from fnmatch import fnmatchcase
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headway.core.model import Site
-from headway.optimize.table import KEEP, Choice, ChoiceTable, patterns
+from headway.optimize.table import KEEP, Choice, ChoiceTable
 
 
 def table(seed: int, sites: int, choices: int) -> ChoiceTable:
@@ -40,11 +39,3 @@ def test_allocation_holds_the_limit_and_is_nearly_the_best(seed: int, sites: int
     )
     # The relaxation's gap is at most what one site can cost.
     assert best <= made.total(made.nbytes, picked) <= best + 120.0
-
-
-@given(st.sets(st.tuples(st.integers(0, 12), st.sampled_from(["a.q", "a.k", "m.up"])), min_size=1))
-def test_patterns_match_exactly_the_chosen(chosen: set[tuple[int, str]]) -> None:
-    names = [f"layers.{i}.{role}" for i in range(13) for role in ("a.q", "a.k", "m.up")]
-    wanted = sorted(f"layers.{i}.{role}" for i, role in chosen)
-    found = patterns(wanted, names)
-    assert sorted(n for n in names if any(fnmatchcase(n, pattern) for pattern in found)) == wanted

@@ -5,10 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from headway.core.patterns import matches
 from headway.core.weight import Weight
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Site:
         return self.out_features * self.in_features
 
     def matches(self, patterns: Sequence[str]) -> bool:
-        return any(fnmatchcase(self.name, pattern) for pattern in patterns)
+        return matches(self.name, patterns)
 
 
 class Model(ABC):

@@ -18,6 +18,7 @@ from headway.optimize.candidate import Candidate
 from headway.optimize.subject import Split, Subject
 
 BASELINE = "baseline"
+WINNER = "winner"
 UNMODIFIED = Recipe()
 KEPT_MODELS = 6
 """Applied models kept in memory at once."""
@@ -52,10 +53,10 @@ class Bench:
 
         return dict(self._cached("quality", measure, str(recipe), split, units, full))
 
-    def timings(self, recipes: Sequence[Recipe], rounds: int, purpose: str) -> dict[str, tuple[Timing, int]]:
-        """Metric -> the interleaved run of the unmodified model (arm `baseline`, run twice) and every recipe."""
+    def timings(self, recipes: Mapping[str, Recipe], rounds: int, purpose: str) -> dict[str, tuple[Timing, int]]:
+        """Metric -> the interleaved run of the unmodified model (arm `baseline`, run twice) and every named recipe."""
         found: dict[str, tuple[Timing, int]] = {}
-        arms = {BASELINE: UNMODIFIED, **{str(recipe): recipe for recipe in recipes if recipe.steps}}
+        arms = {BASELINE: UNMODIFIED, **recipes}
         for metric in self.subject.clocks(self.subject.model):
 
             def measure(metric: str = metric) -> dict[str, Any]:
@@ -73,7 +74,8 @@ class Bench:
                     )
                 return {**plain(timing), "units": clocks[BASELINE][1]}
 
-            document = self._cached("timing", measure, metric, list(arms), rounds, purpose)
+            made_of = {name: str(recipe) for name, recipe in arms.items()}
+            document = self._cached("timing", measure, metric, made_of, rounds, purpose)
             units = document.pop("units")
             found[metric] = (Timing(**document), units)
         return found
@@ -88,18 +90,19 @@ class Bench:
 
     def measure(self, candidates: Sequence[Candidate], units: int) -> list[Candidate]:
         """Each candidate with everything measured: times beside the baseline, memory, size, quality on search data."""
-        timings = self.timings([c.recipe for c in candidates], self.rounds, "search")
+        arms = {f"candidate {number}": c.recipe for number, c in enumerate(candidates, 1) if c.recipe.steps}
+        timings = self.timings(arms, self.rounds, "search")
         measured = []
         for candidate in self.context.progress.track(candidates, "memory and quality of each candidate"):
-            metrics = self._times(candidate.recipe, timings)
+            arm = next((name for name, recipe in arms.items() if recipe is candidate.recipe), BASELINE)
+            metrics = self._times(arm, timings)
             metrics["size_bytes"] = float(self.model(candidate.recipe).size_bytes())
             metrics["memory_bytes"] = self.memory(candidate.recipe)
             metrics.update(self.quality(candidate.recipe, "search", units, full=True))
             measured.append(candidate.with_measured(**metrics))
         return measured
 
-    def _times(self, recipe: Recipe, timings: Mapping[str, tuple[Timing, int]]) -> dict[str, float]:
-        arm = str(recipe) if recipe.steps else BASELINE
+    def _times(self, arm: str, timings: Mapping[str, tuple[Timing, int]]) -> dict[str, float]:
         metrics = {metric: timing.median_s(arm) / units for metric, (timing, units) in timings.items()}
         if "tpot_s" in metrics:
             metrics["throughput_tok_s"] = 1.0 / metrics["tpot_s"]
@@ -109,10 +112,11 @@ class Bench:
 
     def prove(self, candidate: Candidate, evidence: Evidence, rounds: int) -> Candidate:
         """The candidate measured again beside the baseline, on held-out data, every sample kept as evidence."""
-        timings = self.timings([candidate.recipe], rounds, "proof")
+        arms = {WINNER: candidate.recipe} if candidate.recipe.steps else {}
+        timings = self.timings(arms, rounds, "proof")
         for metric, (timing, units) in timings.items():
             evidence.add_timing(metric, timing, per_call=units)
-        metrics = self._times(candidate.recipe, timings)
+        metrics = self._times(WINNER if arms else BASELINE, timings)
         units = self.subject.units("heldout")
         metrics.update(self.quality(candidate.recipe, "heldout", units, full=True))
         metrics["size_bytes"] = float(self.model(candidate.recipe).size_bytes())

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from headway.core.model import Site
+from headway.core.patterns import compress
 from headway.core.recipe import Recipe, Step
 
 F64 = npt.NDArray[np.float64]
@@ -114,24 +114,10 @@ class ChoiceTable:
         for index, choice in enumerate(self.choices):
             chosen = [name for name, taken in zip(names, picked, strict=True) if taken == index]
             if index and chosen:
-                steps.append(choice.step(patterns(chosen, names)))
+                steps.append(choice.step(compress(chosen, names)))
         return Recipe(tuple(steps))
 
     def picked(self, assignment: Mapping[str, Choice]) -> npt.NDArray[np.intp]:
         """The allocation that gives every named site that choice and keeps the others."""
         index = {choice: number for number, choice in enumerate(self.choices)}
         return np.array([index[assignment.get(site.name, KEEP)] for site in self.sites], dtype=np.intp)
-
-
-def patterns(chosen: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Few `fnmatch` patterns that match exactly `chosen` among `names`: a star where all numbers of a role are in."""
-    wanted = set(chosen)
-    found: list[str] = []
-    left = list(chosen)
-    for name in chosen:
-        pattern = ".".join("*" if part.isdigit() else part for part in name.split("."))
-        matching = {other for other in names if fnmatchcase(other, pattern)}
-        if name in left and len(matching) > 1 and matching <= wanted:
-            found.append(pattern)
-            left = [other for other in left if other not in matching]
-    return found + left
