@@ -1,4 +1,4 @@
-"""Patterns that select sites by name: `*`, `?`, `[abc]` as in a shell, and `{1,2,6-13}` for words and runs of numbers."""
+"""Patterns that select sites by name: a shell's `*`, `?`, `[abc]`, and `{1,2,6-13}` for words and runs of numbers."""
 
 from __future__ import annotations
 
