@@ -1,18 +1,26 @@
-"""What calibration inputs tell of every site: second moments of its inputs, and of the gradients of its outputs.
+"""What calibration inputs tell of every site: which errors of its matrix the model's loss would feel.
 
-    H = mean over tokens of x x^T          (in, in)    what a product with this site sees
-    G = mean over tokens of g^2            (out,)      g = gradient of the model's loss by this site's output
+For a site with inputs x_t and gradients g_t of the loss at its outputs (t: tokens, pixels ...)
 
-Both come from the readable float module, so that every system and every recipe shares one calibration. Tokens whose
-squared norm exceeds CAP x the median are scaled down to it: a few tokens (the first of a sequence, above all) carry
-up to 3e5 x the norm of the rest and would otherwise decide H alone.
+    P = mean of c_t x_t x_t^T              what its products see; c_t caps a token's squared norm at CAP x the median
+    F = mean of a_t x_t x_t^T              a_t = mean of g_t^2 over outputs: what the loss sees (a Fisher matrix)
+    H = tr F (PLAIN P / tr P + (1 - PLAIN) F / tr F)
+    G = mean of g_t^2 over tokens, per output, over mean a_t
+
+and 1/2 sum_o G_o (E H E^T)_oo estimates what an error E of the matrix adds to the loss of a token. F alone knows
+which tokens matter but is noisy; P alone is ruled by a few tokens (the first of a sequence, above all) with up to
+3e5 x the squared norm of the rest, hence the cap. Sites fed by one tensor (q, k, v) share H, their outputs counted
+together. All of it comes from the readable float module, so that every system and every recipe shares one calibration.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -25,111 +33,80 @@ from headway.core.system import Context
 from headway.core.weight import F32
 
 CAP = 4.0
-GRADIENT_INPUTS = 2
-"""Calibration inputs that are also sent backwards."""
+PLAIN = 0.3
+GRADIENT_INPUTS = 8
+"""Calibration inputs that are also sent backwards; the rest only adds to P."""
+VERSION = 2
 _PANEL = 384
 """Columns of H updated together: only blocks on and above the diagonal are computed."""
 
 
 def hessians(model: Model, context: Context, sites: Sequence[Site]) -> dict[str, F32]:
-    """Site -> H, float32; sites fed by the same tensor (q, k, v) share one array. Cached by content.
+    """Site -> H, float32 (in, in); sites fed by the same tensor share one array. Cached by content.
 
-    Where a recipe is being applied, H is that of the model before its first step, so that every step shares it.
-
-    Raises `BadInput` where the context has no calibration inputs.
+    Raises `BadInput` where the context has no calibration inputs, or a site was not reached by them.
     """
-    model = context.original or model
-    inputs = _inputs(context)
-
-    def build() -> dict[str, F32]:
-        return collect(model, inputs, context)
-
-    found = _cached("hessians", model, context, build)
-    owner = {site.name: str(np.asarray(found[f"owner {site.name}"]).tobytes().decode()) for site in sites}
-    return {name: found[f"H {of}"] for name, of in owner.items()}
+    found = _moments(model, context)
+    for site in sites:
+        if f"owner {site.name}" not in found:
+            raise BadInput(f"the calibration inputs never reach {site.name}", "give other inputs, or skip that site")
+    return {site.name: found[f"H {bytes(found[f'owner {site.name}']).decode()}"] for site in sites}
 
 
 def gradient_moments(model: Model, context: Context) -> dict[str, F32]:
-    """Site -> G, float32 (out,). Cached by content.
+    """Site -> G, float32 (out,), of every site the calibration inputs reach. Cached with H."""
+    found = _moments(model, context)
+    return {key.removeprefix("G "): value for key, value in found.items() if key.startswith("G ")}
 
-    The loss of a token is -ln p of a label drawn from the model's own distribution (language, classification): its
-    curvature is the Fisher matrix. For any other output it is a random projection over the output's norm.
+
+def _moments(model: Model, context: Context) -> dict[str, Any]:
+    if not context.calibration:
+        raise BadInput("no calibration inputs", "give text with --text or data with --data")
+    if context.cache is None:
+        return collect(model, context)
+    tensors = [a for arguments in context.calibration for a in arguments if isinstance(a, Tensor)]
+    digest = sha256_of(*(tensor.contiguous().numpy().tobytes() for tensor in tensors))
+    parts = ["moments", VERSION, model.fingerprint(), CAP, PLAIN, GRADIENT_INPUTS, context.seed, digest]
+    return context.cache.arrays(context.cache.key(*parts), lambda: collect(model, context))
+
+
+def collect(model: Model, context: Context) -> dict[str, Any]:
+    """`H <site>` for one site of each group that shares its input, `owner <site>` (whose H it is) and `G <site>`.
+
+    Inputs go through one at a time; memory holds P and F of every group, and one input's activations.
     """
-    inputs = _inputs(context)[:GRADIENT_INPUTS]
-    return _cached("gradients", model, context, lambda: _gradients(model, inputs, context))
-
-
-def collect(model: Model, inputs: Sequence[tuple[Any, ...]], context: Context) -> dict[str, F32]:
-    """`H <site>` for one site of each group that shares its input, and `owner <site>` for all: whose H it is."""
     module = model.module()
-    sums: dict[str, Tensor] = {}
-    counts: dict[str, int] = {}
-    owners: dict[str, str] = {}
-    fed: dict[int, tuple[Tensor, str]] = {}
-
-    def see(name: str, x: Tensor) -> None:
-        if id(x) in fed:
-            owners.setdefault(name, fed[id(x)][1])
-            return
-        fed[id(x)] = (x, name)
-        if owners.setdefault(name, name) != name:
-            return
-        rows = _capped(_rows(x, module.get_submodule(name)))
-        total = sums.setdefault(name, torch.zeros(rows.shape[1], rows.shape[1]))
-        for at in range(0, rows.shape[1], _PANEL):
-            total[at : at + _PANEL, at:].addmm_(rows[:, at : at + _PANEL].T, rows[:, at:])
-        counts[name] = counts.get(name, 0) + len(rows)
-
-    with torch.no_grad(), _watching(module, _site_names(model, module), see):
-        for arguments in context.progress.track(inputs, "calibrating"):
-            fed.clear()
-            module(*arguments)
-    found: dict[str, Any] = {
-        f"owner {name}": np.frombuffer(owner.encode(), np.uint8).copy() for name, owner in owners.items()
-    }
-    for name, total in sums.items():
-        upper = torch.triu(total) / counts[name]
-        found[f"H {name}"] = (upper + torch.triu(upper, 1).T).numpy()
-    return found
-
-
-def _gradients(model: Model, inputs: Sequence[tuple[Any, ...]], context: Context) -> dict[str, F32]:
-    module = model.module()
-    names = _site_names(model, module)
-    sums: dict[str, Tensor] = {}
-    counts: dict[str, int] = {}
+    groups = _Groups(module, _site_names(model, module))
     generator = torch.Generator().manual_seed(context.seed)
-
-    def backward(name: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, _given: Any, grads: tuple[Tensor, ...]) -> None:
-            rows = _rows(grads[0], module.get_submodule(name))
-            sums[name] = sums.get(name, torch.zeros(rows.shape[1])) + rows.square().sum(0)
-            counts[name] = counts.get(name, 0) + len(rows)
-
-        return hook
-
-    hooks = [module.get_submodule(name).register_full_backward_hook(backward(name)) for name in names]
+    parameters = list(module.parameters())
+    needed = [parameter.requires_grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
     try:
-        with torch.enable_grad():
-            # Vectors and the first matrix are enough for every later output to be in the graph; no other matrix
-            # pays for a gradient of its own.
-            first = module.get_submodule(names[0]).weight if names else None
-            for parameter in module.parameters():
-                parameter.requires_grad_(parameter.dim() < 2 or parameter is first)
-            for arguments in context.progress.track(inputs, "gradients of the calibration inputs"):
-                sampled_loss(module(*arguments), model.task, generator).backward()
-                module.zero_grad(set_to_none=True)
+        with groups.watching(), _fast_products():
+            for number, arguments in enumerate(context.progress.track(context.calibration, "calibrating")):
+                with torch.set_grad_enabled(number < GRADIENT_INPUTS):
+                    output = module(*arguments)
+                    if number < GRADIENT_INPUTS:
+                        loss = sampled_loss(output, model.task, generator)
+                        if loss.requires_grad:
+                            loss.backward()  # type: ignore[no-untyped-call]
+                groups.close()
     finally:
-        for hook in hooks:
-            hook.remove()
-    return {name: (total / counts[name]).numpy() for name, total in sums.items()}
+        for parameter, need in zip(parameters, needed, strict=True):
+            parameter.requires_grad_(need)
+    return groups.arrays()
 
 
 def sampled_loss(output: Any, task: str, generator: torch.Generator) -> Tensor:
-    """A scalar whose gradient has the curvature of the task's loss as its second moment (see `gradient_moments`)."""
+    """A scalar whose gradient has the curvature of the task's loss as its second moment.
+
+    Language, classification: -ln p of a label drawn from the model's own distribution, whose curvature is the Fisher
+    matrix. Any other output: a random projection over the output's norm, for the relative squared error.
+    """
     from headway.core.module_workload import first_tensor
 
-    values = first_tensor(output)
+    values = first_tensor(output).float()
     if task in ("language", "classification"):
         rows = values.reshape(-1, values.shape[-1])
         labels = torch.multinomial(rows.detach().softmax(-1), 1, generator=generator)[:, 0]
@@ -139,30 +116,146 @@ def sampled_loss(output: Any, task: str, generator: torch.Generator) -> Tensor:
     return (direction * values).reshape(len(values), -1).sum(1).div(norms).sum()
 
 
-@contextmanager
-def _watching(module: nn.Module, names: Sequence[str], see: Callable[[str, Tensor], None]) -> Iterator[None]:
-    def hook_for(name: str) -> Callable[..., None]:
-        return lambda _module, given: see(name, given[0])
+@dataclass
+class _Call:
+    """One tensor read by the sites of a group: its rows (tokens, in), and sum of g^2 over their outputs, per token."""
 
-    hooks = [module.get_submodule(name).register_forward_pre_hook(hook_for(name)) for name in names]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    rows: Tensor
+    weights: Tensor | None = None
+
+
+@dataclass
+class _Group:
+    """Sites that read one tensor, and the sums over tokens so far."""
+
+    plain: Tensor
+    fisher: Tensor
+    tokens: int = 0
+    gradient_tokens: int = 0
+    outputs: dict[str, int] = field(default_factory=dict)
+    """Member -> out_features."""
+    squares: dict[str, Tensor] = field(default_factory=dict)
+    """Member -> sum over tokens of g^2, (out,)."""
+    calls: list[_Call] = field(default_factory=list)
+
+
+class _Groups:
+    """Watches the sites of a module through forward and backward passes."""
+
+    def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
+        self._layers = {name: module.get_submodule(name) for name in names}
+        self._groups: dict[str, _Group] = {}
+        self._owner: dict[str, str] = {}
+        self._fed: dict[int, tuple[weakref.ref[Tensor], str, _Call]] = {}
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        hooks = [layer.register_forward_hook(self._hook(name)) for name, layer in self._layers.items()]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _hook(self, name: str) -> Callable[..., Tensor | None]:
+        def hook(layer: nn.Module, given: tuple[Any, ...], output: Tensor) -> Tensor | None:
+            call = self._see(name, layer, given[0])
+            if not torch.is_grad_enabled():
+                return None
+            if not output.requires_grad:  # nothing before it needs a gradient: the graph starts here
+                output = output.detach().requires_grad_(True).clone()
+            output.register_hook(lambda gradient: self._feel(name, layer, call, gradient))  # type: ignore[no-untyped-call]
+            return output
+
+        return hook
+
+    def _see(self, name: str, layer: nn.Module, x: Tensor) -> _Call:
+        reference, first, call = self._fed.get(id(x), (None, name, None))
+        shared = reference is not None and reference() is x
+        owner = self._owner.setdefault(name, first if shared else name)
+        if owner not in self._groups:
+            width = x.shape[1] if isinstance(layer, nn.Conv2d) else x.shape[-1]
+            self._groups[owner] = _Group(torch.zeros(width, width), torch.zeros(width, width))
+        group = self._groups[owner]
+        group.outputs[name] = int(cast(Tensor, layer.weight).shape[0])
+        if shared and call is not None and first == owner:
+            return call
+        call = _Call(_rows(_read(x.detach(), layer), layer))
+        if owner == name:
+            self._fed[id(x)] = (weakref.ref(x), name, call)
+            norms = call.rows.square().sum(1)
+            _add(group.plain, call.rows, (CAP * norms.median() / norms.clamp_min(1e-30)).clamp(max=1.0))
+            group.tokens += len(call.rows)
+            if torch.is_grad_enabled():
+                group.calls.append(call)
+        return call
+
+    def _feel(self, name: str, layer: nn.Module, call: _Call, gradient: Tensor) -> None:
+        squares = _rows(gradient.detach(), layer).square()
+        group = self._groups[self._owner[name]]
+        group.squares[name] = group.squares.get(name, torch.zeros(squares.shape[1])) + squares.sum(0)
+        total = squares.sum(1)
+        call.weights = total if call.weights is None else call.weights + total
+
+    def close(self) -> None:
+        """End of one input: its activations are let go."""
+        for group in self._groups.values():
+            for call in group.calls:
+                if call.weights is not None:
+                    _add(group.fisher, call.rows, call.weights)
+                    group.gradient_tokens += len(call.rows)
+            group.calls.clear()
+        self._fed.clear()
+
+    def arrays(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for owner, group in self._groups.items():
+            found[f"H {owner}"], felt = _mixed(group)
+            for name, width in group.outputs.items():
+                found[f"owner {name}"] = np.frombuffer(owner.encode(), np.uint8).copy()
+                known = felt > 0 and name in group.squares
+                g = group.squares[name] / (group.gradient_tokens * felt) if known else torch.ones(width)
+                found[f"G {name}"] = g.numpy()
+        return found
+
+
+def _mixed(group: _Group) -> tuple[F32, float]:
+    """H of a group and mean a_t; P and 0 where no gradient came through."""
+    plain = _whole(group.plain) / max(group.tokens, 1)
+    count = max(group.gradient_tokens, 1)
+    outputs = max(sum(group.outputs.values()), 1)
+    felt = sum(float(squares.sum()) for squares in group.squares.values()) / (count * outputs)
+    fisher = _whole(group.fisher) / (count * outputs)
+    seen, total = float(plain.trace()), float(fisher.trace())
+    if seen <= 0 or total <= 0:
+        return plain.numpy(), 0.0
+    return (fisher * (1 - PLAIN) + plain * (PLAIN * total / seen)).numpy(), felt
+
+
+def _add(total: Tensor, rows: Tensor, weights: Tensor) -> None:
+    """total += sum over t of weights_t rows_t rows_t^T, on and above the diagonal."""
+    scaled = rows * weights[:, None]
+    for at in range(0, rows.shape[1], _PANEL):
+        total[at : at + _PANEL, at:].addmm_(scaled[:, at : at + _PANEL].T, rows[:, at:])
+
+
+def _whole(upper: Tensor) -> Tensor:
+    upper = torch.triu(upper)
+    return upper + torch.triu(upper, 1).T
+
+
+def _read(x: Tensor, layer: nn.Module) -> Tensor:
+    """The part of an input that a layer reads: a 1x1 convolution with a stride skips pixels."""
+    if isinstance(layer, nn.Conv2d) and max(layer.stride) > 1:
+        return x[..., :: layer.stride[0], :: layer.stride[1]]
+    return x
 
 
 def _rows(x: Tensor, layer: nn.Module) -> Tensor:
     """Inputs or gradients of a layer as (rows, features): a convolution's channels are its features."""
     if isinstance(layer, nn.Conv2d):
-        x = x.movedim(1, -1)
+        x = x.movedim(-3, -1)
     return x.reshape(-1, x.shape[-1]).float()
-
-
-def _capped(rows: Tensor) -> Tensor:
-    norms = rows.square().sum(1)
-    limit = CAP * norms.median()
-    return rows * (limit / norms.clamp_min(1e-30)).clamp(max=1.0).sqrt()[:, None]
 
 
 def _site_names(model: Model, module: nn.Module) -> list[str]:
@@ -171,19 +264,18 @@ def _site_names(model: Model, module: nn.Module) -> list[str]:
     return [site.name for site in model.sites() if isinstance(layers.get(site.name), nn.Linear | nn.Conv2d)]
 
 
-def _inputs(context: Context) -> Sequence[tuple[Any, ...]]:
-    if not context.calibration:
-        raise BadInput("no calibration inputs", "give text with --text or data with --data")
-    return context.calibration  # type: ignore[no-any-return]
-
-
-def _cached(what: str, model: Model, context: Context, build: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-    if context.cache is None:
-        return dict(build())
-    parts = [what, model.fingerprint(), CAP, context.seed, _digest(_inputs(context))]
-    return context.cache.arrays(context.cache.key(*parts), build)
-
-
-def _digest(inputs: Sequence[tuple[Any, ...]]) -> str:
-    tensors = [a for arguments in inputs for a in arguments if isinstance(a, Tensor)]
-    return sha256_of(*(tensor.contiguous().numpy().tobytes() for tensor in tensors))
+def _fast_products() -> AbstractContextManager[Any]:
+    """bfloat16 products where this CPU does them clearly faster than float32 ones: timed, here and now."""
+    a, b = torch.ones(512, 1024), torch.ones(1024, 1024)
+    best = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        x, y = a.to(dtype), b.to(dtype)
+        spent = []
+        for _ in range(5):
+            start = time.perf_counter()
+            x @ y
+            spent.append(time.perf_counter() - start)
+        best[dtype] = min(spent)
+    if best[torch.bfloat16] > best[torch.float32] / 1.5:
+        return nullcontext()
+    return torch.autocast("cpu", torch.bfloat16)
