@@ -60,7 +60,7 @@ class Subject:
 
 
 def context(inputs: Sequence[tuple[Any, ...]], cache: StepCache | None = None) -> Any:
-    return SimpleNamespace(calibration=inputs, cache=cache, seed=5, progress=Progress())
+    return SimpleNamespace(calibration=inputs, cache=cache, seed=5, progress=Progress(), original=None)
 
 
 NAMES = ("q", "k", "point", "head")
@@ -213,6 +213,15 @@ def test_the_predicted_loss_orders_real_losses() -> None:
     assert (ratio > 0.4).all()
     assert (ratio < 2.5).all()
     assert np.array_equal(np.argsort(predicted), np.argsort(measured))
+
+
+def test_a_recipe_calibrates_on_the_model_before_its_first_step() -> None:
+    torch.manual_seed(0)
+    before, now = (Subject(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4)), ["0", "1"]) for _ in range(2))
+    given = context([(torch.randn(16, 8),)])
+    own = hessians(before, given, before.sites())["1"]
+    given.original = before
+    np.testing.assert_array_equal(hessians(now, given, now.sites())["1"], own)
 
 
 def test_without_inputs_or_with_unreached_sites_it_says_so() -> None:

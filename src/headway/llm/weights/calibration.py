@@ -34,7 +34,7 @@ from headway.core.weight import F32
 
 CAP = 4.0
 PLAIN = 0.3
-GRADIENT_INPUTS = 8
+GRADIENT_INPUTS = 4
 """Calibration inputs that are also sent backwards; the rest only adds to P."""
 VERSION = 2
 _PANEL = 384
@@ -43,6 +43,8 @@ _PANEL = 384
 
 def hessians(model: Model, context: Context, sites: Sequence[Site]) -> dict[str, F32]:
     """Site -> H, float32 (in, in); sites fed by the same tensor share one array. Cached by content.
+
+    Where a recipe is being applied, H is that of the model before its first step, so that every step shares it.
 
     Raises `BadInput` where the context has no calibration inputs, or a site was not reached by them.
     """
@@ -62,6 +64,7 @@ def gradient_moments(model: Model, context: Context) -> dict[str, F32]:
 def _moments(model: Model, context: Context) -> dict[str, Any]:
     if not context.calibration:
         raise BadInput("no calibration inputs", "give text with --text or data with --data")
+    model = context.original or model
     if context.cache is None:
         return collect(model, context)
     tensors = [a for arguments in context.calibration for a in arguments if isinstance(a, Tensor)]
