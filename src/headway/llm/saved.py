@@ -15,6 +15,7 @@ import numpy as np
 from headway.core.errors import BadFile, BadInput, Lacking
 from headway.core.files import explained, sha256_of, write_file
 from headway.core.jsontext import canonical_json, json_text
+from headway.core.pages import release
 from headway.llm.digests import model_digest
 from headway.llm.families.base import Architecture
 from headway.llm.folder import Folder
@@ -95,6 +96,8 @@ def load_saved(path: Path) -> LanguageModel:
     unsigned = {key: value for key, value in description.items() if key != "content"}
     if _content(unsigned, model_digest(arch, weights, vectors)) != content:
         raise BadFile(folder.path / VALUES, 0, f"the values are not those whose digest {DESCRIPTION} holds")
+    for name_of in file:  # the digest has read everything
+        release(file.array(name_of))
     return LanguageModel(
         name=name,
         architecture=arch,

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headway.core.errors import BadInput
+from headway.core.pages import release
 from headway.core.weight import F32, Weight
 
 Array = npt.NDArray[Any]
@@ -60,7 +61,10 @@ class StoredWeight(ABC):
 
     @cached_property
     def _native(self) -> Any:
-        return self._pack()
+        packed = self._pack()
+        for array in self.tensors().values():  # the kernel has its own copy now
+            release(array)
+        return packed
 
     def native(self) -> Any:
         """The packed object the native runtime multiplies with, made at the first call."""
