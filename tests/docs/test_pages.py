@@ -6,8 +6,10 @@ import ast
 import importlib.util
 import re
 import shlex
+import struct
 import tomllib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import typer
@@ -128,3 +130,14 @@ def test_source_paths_named_in_the_pages_exist() -> None:
         for path in re.findall(r"`((?:src|tests|scripts|docs)/[\w./-]+)`", page.read_text(encoding="utf-8")):
             if "ternary" not in path and "<" not in path:
                 assert (ROOT / path).exists(), f"{page.name} names {path}"
+
+
+def test_the_bad_file_shown_is_refused_in_those_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from headway.llm.gguf.file import GGUFFile
+
+    shown = next(b for b in BLOCKS if b.page == "trust.md" and "model.gguf" in b.body)
+    (tmp_path / "model.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 1, 1 << 40) + bytes(32))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInput) as caught:
+        GGUFFile("model.gguf")
+    assert shown.body.strip() == f"headway: {caught.value}"
