@@ -53,7 +53,8 @@ class LutGemmSettings(WeightSettings):
     quantizer: Literal["gptq", "bcq", "rtn"] = Field(
         "gptq",
         description="gptq: uniform grid, error feedback on calibration inputs; bcq: one alpha per plane, the same "
-        "feedback (paper section 3.1); rtn: uniform grid, nearest code, no calibration",
+        "feedback (paper section 3.1); rtn: uniform grid that holds 0, nearest code, no "
+        "calibration",
     )
     rounds: int = Field(15, ge=0, le=100, description="alternating rounds of bcq; 0 = greedy; official examples: 15")
     mu: Literal["auto", 4] = Field(
@@ -95,7 +96,11 @@ class LutGemm(WeightTransform[LutGemmSettings]):
             binary = bcq(w, bits, group, rounds=settings.rounds, hessian=matrix.hessian, threads=1)
             codes, scale, offset = binary.codes, binary.alphas, binary.offset
         else:
-            found = rtn(w, bits, group) if matrix.hessian is None else gptq(w, matrix.hessian, bits, group, threads=1)
+            found = (
+                rtn(w, bits, group, grid="zero")
+                if matrix.hessian is None
+                else gptq(w, matrix.hessian, bits, group, threads=1)
+            )
             codes, scale, offset = found.codes, found.scale, found.minimum
         crossover = settings.batch_crossover
         if crossover is None:
