@@ -122,7 +122,7 @@ def _copies(evidence: Evidence, model: LanguageModel) -> None:
 
 def _gaussian(evidence: Evidence, seed: int) -> None:
     """The quantisers on independent Gaussian weights, where every figure is known."""
-    w = np.random.default_rng(seed).standard_normal((512, 1024), dtype=np.float32)
+    w = np.random.default_rng(seed).standard_normal((128, 1024), dtype=np.float32)
     worst, text = 0.0, []
     for bits, expected in GAUSSIAN.items():
         made = (
