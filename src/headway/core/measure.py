@@ -195,11 +195,11 @@ def _calls(arms: Mapping[str, Call], baseline: str, warmup: int, min_time_s: flo
 
 
 def _fastest(arm: Call, enough_s: float) -> float:
-    """Seconds per call, the least of a few batches that each take `enough_s`."""
+    """Seconds per call: the least of three batches that each take `enough_s`, or one call that takes as long."""
     calls = 1
     while (seconds := _timed(arm, calls)) * calls < enough_s:
         calls *= 2
-    return min(seconds, *(_timed(arm, calls) for _ in range(2 if calls > 1 else 0)), seconds)
+    return seconds if calls == 1 else min(seconds, _timed(arm, calls), _timed(arm, calls))
 
 
 def _sample(arm: Call, calls: int) -> float:
