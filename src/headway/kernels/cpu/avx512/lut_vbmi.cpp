@@ -23,7 +23,8 @@ VBMI inline void add_segment(const uint8_t* at, const int8_t* entries, int64_t s
                              __m512i total[N][UNIFORM ? 1 : Q]) {
   constexpr int kSums = UNIFORM ? 1 : Q;
   const __m512i low_half = _mm512_set1_epi8(15), base = _mm512_set1_epi32(0x30201000);
-  __m512i other[N][kSums];  // a second chain, for the latency of the dot product
+  constexpr bool kTwo = N * kSums < 4;  // few sums: a second chain of each hides the latency of the dot product
+  __m512i other[N][kSums];
   for (int n = 0; n < N; ++n)
     for (int i = 0; i < kSums; ++i) other[n][i] = _mm512_setzero_si512();
   for (int block = 0; block < BLOCKS; ++block) {
@@ -43,12 +44,13 @@ VBMI inline void add_segment(const uint8_t* at, const int8_t* entries, int64_t s
       const int to = UNIFORM ? 0 : plane;
       for (int n = 0; n < N; ++n) {
         total[n][to] = _mm512_dpbusd_epi32(total[n][to], weight, _mm512_permutexvar_epi8(a, low[n]));
-        other[n][to] = _mm512_dpbusd_epi32(other[n][to], weight, _mm512_permutexvar_epi8(b, high[n]));
+        __m512i& second = kTwo ? other[n][to] : total[n][to];
+        second = _mm512_dpbusd_epi32(second, weight, _mm512_permutexvar_epi8(b, high[n]));
       }
     }
   }
   for (int n = 0; n < N; ++n)
-    for (int i = 0; i < kSums; ++i) total[n][i] = _mm512_add_epi32(total[n][i], other[n][i]);
+    for (int i = 0; kTwo && i < kSums; ++i) total[n][i] = _mm512_add_epi32(total[n][i], other[n][i]);
 }
 
 VBMI inline void store(float* y, int64_t tile, int64_t out, __m512 acc) {
