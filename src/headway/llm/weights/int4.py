@@ -13,7 +13,7 @@ from headway.core.system import WeightSettings
 from headway.core.target import Target
 from headway.core.weight import Weight
 from headway.llm.weights.grouped import Int4Weight, group_count
-from headway.llm.weights.quantizers import rtn
+from headway.llm.weights.quantizers import copied, rtn
 from headway.llm.weights.quantizers_gptq import gptq
 from headway.llm.weights.transform import Matrix, WeightTransform
 
@@ -55,10 +55,11 @@ class Int4(WeightTransform[Int4Settings]):
         return settings.quantizer == "gptq"
 
     def make(self, matrix: Matrix, settings: Int4Settings) -> Weight:
-        if matrix.hessian is None:
-            found = rtn(matrix.value, 4, settings.group_size)
-        else:
+        found = copied(matrix.held, 4, settings.group_size)
+        if found is None and matrix.hessian is not None:
             found = gptq(matrix.value, matrix.hessian, 4, settings.group_size, threads=1)
+        if found is None:
+            found = rtn(matrix.value, 4, settings.group_size)
         return Int4Weight(found.codes, found.scale, found.minimum, group_size=settings.group_size)
 
     def stored(self, site: Site, settings: Int4Settings) -> tuple[str, float]:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headway.core.errors import BadInput
-from headway.core.weight import F32
+from headway.core.weight import F32, Weight
 from headway.llm.weights.base import Array, finite
 from headway.llm.weights.grouped import expand, group_count
 
@@ -97,6 +97,24 @@ def rtn(
     """
     found = fit(w, bits, group_size, grid=grid, importance=importance, floats=floats)
     return AffineCodes(bits, found.codes(w, bits), found)
+
+
+def copied(held: Weight, bits: int, group_size: int) -> AffineCodes | None:
+    """The codes and grid of a weight that has them already, where groups of `group_size` and `bits` can hold them.
+
+    Then nothing is lost: a Q4_1 file becomes 4 bits in groups of 32 (or of 16) without changing a value.
+    """
+    codes, scale = getattr(held, "codes", None), getattr(held, "scale", None)
+    minimum = getattr(held, "minimum", getattr(held, "offset", None))
+    own = getattr(held, "group_size", 0)
+    if codes is None or scale is None or minimum is None or scale.ndim != 2 or own % group_size or own == 0:
+        return None
+    found = codes()
+    if found.dtype != np.uint8 or (found.size and int(found.max()) >> bits):
+        return None
+    groups, times = group_count(held.shape[1], group_size), own // group_size
+    wide, low = (np.ascontiguousarray(np.repeat(a, times, axis=1)[:, :groups]) for a in (scale, minimum))
+    return AffineCodes(bits, found, Grid(wide, low, group_size))
 
 
 def fit(

@@ -30,11 +30,15 @@ FILE, KEY = "weight.safetensors", "weight"
 
 @dataclass(frozen=True)
 class Matrix:
-    """One site's work: its float value w (out, in) and, where the system calibrates, H = mean x x^T (in, in)."""
+    """One site's work: its float value w (out, in) and, where the system calibrates, H (in, in) of `calibration`.
+
+    `held` is the weight now in the site, whose exact value w is.
+    """
 
     site: Site
     value: F32
     hessian: F32 | None
+    held: Weight
 
 
 class WeightTransform(Transform[S]):
@@ -81,8 +85,9 @@ class WeightTransform(Transform[S]):
         found = hessians(model, context, sites) if self.calibrates(settings) else None
 
         def one(site: Site) -> tuple[str, Weight]:
-            value = model.weight(site.name).dequantize()
-            return site.name, self._cached(Matrix(site, value, found[site.name] if found else None), settings, context)
+            held = model.weight(site.name)
+            matrix = Matrix(site, held.dequantize(), found[site.name] if found else None, held)
+            return site.name, self._cached(matrix, settings, context)
 
         with ThreadPoolExecutor(max(1, context.threads)) as pool:
             made = pool.map(one, sites)
@@ -95,7 +100,9 @@ class WeightTransform(Transform[S]):
         content = [
             sha256_of(np.ascontiguousarray(a).tobytes()) for a in (matrix.value, matrix.hessian) if a is not None
         ]
-        key = context.cache.key("weight", self.card.slug, self.version, what, list(matrix.value.shape), content)
+        held = [matrix.held.form, dict(matrix.held.meta())]
+        shape = list(matrix.value.shape)
+        key = context.cache.key("weight", self.card.slug, self.version, what, shape, held, content)
 
         def build(folder: Path) -> None:
             weight = self.make(matrix, settings)
