@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,8 +74,19 @@ class Result:
             "baseline": self.baseline.as_json(),
             "winner": self.winner.as_json(),
             "front": [candidate.as_json() for candidate in self.front],
+            "prediction_error": self.prediction_error(),
             "missed": [violation.as_json() for violation in violations(self.winner, self.request.budget)],
         }
+
+    def prediction_error(self) -> dict[str, float]:
+        """Metric -> median of |predicted - measured| / measured over all measured candidates, as proposed."""
+        errors: dict[str, list[float]] = {}
+        for candidate in self.candidates:
+            for metric in candidate.predicted.keys() & candidate.measured.keys():
+                here = candidate.measured[metric]
+                if here > 0:
+                    errors.setdefault(metric, []).append(abs(candidate.predicted[metric] - here) / here)
+        return {metric: statistics.median(found) for metric, found in sorted(errors.items())}
 
     def as_json(self) -> dict[str, Any]:
         paths = {"artifact": self.artifact, "report": self.report}
@@ -106,6 +118,9 @@ class Result:
         for candidate in self.front:
             cells = [_cell(candidate.measured, metric, unit) for metric, unit in self._columns()]
             lines.append(_row("on the front", cells))
+        errors = ", ".join(f"{title(m)} {100 * e:.0f}%" for m, e in self.prediction_error().items())
+        if errors:
+            lines += ["", f"median error of predictions over {len(self.candidates)} measured recipes: {errors}"]
         lines += ["", self.evidence.table(), ""]
         if self.artifact is not None:
             lines += [f"artifact {self.artifact}", f"report   {self.report}"]
