@@ -1,6 +1,9 @@
 // Python's view of bit-plane weights: pack_lut, and what the proof and the tests ask of the kernels.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+
+#include <string>
 
 #include "bindings.h"
 #include "lut_weight.h"
@@ -18,9 +21,11 @@ void check(bool ok, const char* message) {
 }
 
 // Planes (bits, out, ceil(in / 8)), scales (1 or bits, out, groups), offsets (out, groups); T: float, or f16 as bits.
+// `level`: the kernels by name (lut_levels), for tests; empty: the best.
 template <class T>
 NativeWeight pack_lut(const Array<uint8_t, 3>& planes, const Array<T, 3>& scales, const Array<T, 2>& offsets,
-                      int64_t columns, int64_t group, bool uniform, int64_t segment, int64_t crossover) {
+                      int64_t columns, int64_t group, bool uniform, int64_t segment, int64_t crossover,
+                      const std::string& level) {
   const auto bits = int64_t(planes.shape(0)), out = int64_t(planes.shape(1));
   check(bits >= 1 && bits <= 4, "a weight has 1 to 4 planes");
   check(out > 0 && columns > 0, "the weight is empty; give at least one row and one column");
@@ -35,8 +40,12 @@ NativeWeight pack_lut(const Array<uint8_t, 3>& planes, const Array<T, 3>& scales
         "scales must be (1, or one per plane, rows, groups)");
   check(int64_t(offsets.shape(0)) == out && int64_t(offsets.shape(1)) == stored.groups(),
         "offsets must be (rows, groups)");
+  const Kernels* kernels = nullptr;
+  for (const Kernels* here : kernels_here())
+    if (level.empty() || level == here->name) kernels = here;
+  check(kernels, "no such kernels here; see lut_levels()");
   const nb::gil_scoped_release release;
-  return {std::make_shared<LutWeight>(stored, segment, crossover)};
+  return {std::make_shared<LutWeight>(stored, segment, crossover, *kernels)};
 }
 
 const LutWeight& lut_weight(const NativeWeight& weight) {
@@ -59,9 +68,14 @@ nb::object matmul_float(const NativeWeight& weight, const Array<float, 2>& x) {
 
 void bind(nb::module_& m) {
   m.def("pack_lut", &pack_lut<float>, "planes"_a, "scales"_a, "offsets"_a, "columns"_a, "group"_a, "uniform"_a,
-        "segment"_a, "crossover"_a);
+        "segment"_a, "crossover"_a, "level"_a = "");
   m.def("pack_lut", &pack_lut<uint16_t>, "planes"_a, "scales"_a, "offsets"_a, "columns"_a, "group"_a, "uniform"_a,
-        "segment"_a, "crossover"_a);
+        "segment"_a, "crossover"_a, "level"_a = "");
+  m.def("lut_levels", [] {
+    nb::list names;
+    for (const Kernels* kernels : kernels_here()) names.append(kernels->name);
+    return names;
+  });
   m.def("lut_matmul_float", &matmul_float, "weight"_a, "x"_a);
   m.def("lut_level", [](const NativeWeight& weight) { return lut_weight(weight).kernels().name; }, "weight"_a);
   m.def("lut_counts", [] {

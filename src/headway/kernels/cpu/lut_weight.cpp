@@ -48,7 +48,7 @@ Tables tables_in(const FormSpec& form, int64_t rows, int64_t cols, const void* b
 void build_tables(const FormSpec& form, const float* x, int64_t ldx, int64_t rows, int64_t cols, int64_t begin,
                   int64_t end, void* out) {
   const Tables to = tables_in(form, rows, cols, out);
-  const Kernels& kernels = kernels_in_use();
+  const Kernels& kernels = *kernels_here().back();
   for (int64_t row = 0; row < rows; ++row) {
     auto* entries = const_cast<int8_t*>(to.entries) + row * to.entry_stride;
     auto* segments = const_cast<Segment*>(to.segments) + row * to.segment_stride;
@@ -86,21 +86,23 @@ const FormSpec* padded_tables(int64_t group) {
 
 }  // namespace
 
-const Kernels& kernels_in_use() {
+std::vector<const Kernels*> kernels_here() {
+  std::vector<const Kernels*> found = {&portable_kernels()};
 #if HEADWAY_X86
-  if (isa() == Isa::avx512) return features().vbmi ? vbmi_kernels() : avx512_kernels();
-  if (isa() == Isa::avx2) return avx2_kernels();
+  if (isa() >= Isa::avx2) found.push_back(&avx2_kernels());
+  if (isa() >= Isa::avx512) found.push_back(&avx512_kernels());
+  if (isa() >= Isa::avx512 && features().vbmi) found.push_back(&vbmi_kernels());
 #endif
-  return portable_kernels();
+  return found;
 }
 
 // ---- the weight -------------------------------------------------------------------------------------------------
 
 std::atomic<uint64_t> LutWeight::looked_up{0}, LutWeight::dense{0};
 
-LutWeight::LutWeight(const Stored& stored, int64_t segment, int64_t crossover)
+LutWeight::LutWeight(const Stored& stored, int64_t segment, int64_t crossover, const Kernels& kernels)
     : Weight(stored.out, stored.in),
-      kernels_(kernels_in_use()),
+      kernels_(kernels),
       padding_{stored.in, stored.group},
       view_(view_of(stored)),
       packed_(packed_bytes(view_), Owner::weights) {

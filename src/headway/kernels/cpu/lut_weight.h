@@ -2,6 +2,7 @@
 #pragma once
 #include <atomic>
 #include <cstdint>
+#include <vector>
 
 #include "arena.h"
 #include "kernels.h"
@@ -15,7 +16,9 @@ class LutWeight final : public Weight {
   // `segment`: columns (32 or 64) that share one scale of the tables; 64 needs groups of a multiple of 64 columns, or
   // one group, and falls back to 32. `crossover`: rows of activations from which a uniform weight with groups of whole
   // blocks is expanded to 4-bit integers, tile by tile, and multiplied by the integer kernel; 0: never.
-  LutWeight(const Stored& stored, int64_t segment, int64_t crossover);
+  // The product of few rows is the same for any number of them; from the crossover on activations are rounded
+  // otherwise, so that it is not.
+  LutWeight(const Stored& stored, int64_t segment, int64_t crossover, const Kernels& kernels);
 
   const char* kind() const override { return "bitplanes"; }
   size_t bytes() const override { return packed_.size(); }
@@ -49,7 +52,7 @@ class LutWeight final : public Weight {
   Buffer packed_;
 };
 
-// The kernels of the instruction set in use.
-const Kernels& kernels_in_use();
+// Those that can run with the instruction set in use, the best last.
+std::vector<const Kernels*> kernels_here();
 
 }  // namespace headway::lut
