@@ -181,10 +181,10 @@ def decode(evidence: Evidence, model: LanguageModel, tables_s: float, context: P
     """The whole-model part of bars 3: 3 bits against float32 and 8 bits, embeddings and head as the model has them."""
     plain = Context(context.target, threads=evidence.threads, seed=context.seed, progress=context.progress)
     linear = [site for site in model.sites() if site.kind == "linear"]
-    settings = LutGemm.settings(quantizer="rtn")
+    settings = LutGemm.settings.parse({"quantizer": "rtn"}, SYSTEM.slug)
     models = {
         "float32": model.with_weights({s.name: DenseWeight(model.weight(s.name).dequantize()) for s in model.sites()}),
-        "8 bits": Int8().apply(model, Int8.settings(), plain),
+        "8 bits": Int8().apply(model, Int8.settings.parse({}, "int8"), plain),
         "3 bits": LutGemm().apply(model, settings, plain),
     }
     steps = {name: _Step(candidate) for name, candidate in models.items()}

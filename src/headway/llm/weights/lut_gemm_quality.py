@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from headway.llm.weights.quantizers_bcq import bcq
 if TYPE_CHECKING:
     from headway.llm.language_model import LanguageModel
 
-WINDOW, WINDOWS, CALIBRATION_WINDOWS = 512, 8, 32
+WINDOW, WINDOWS, CALIBRATION_WINDOWS = 512, 8, 16
 TEXT_BYTES, CALIBRATION_CHARACTERS = 200_000, 400_000
 
 
@@ -76,8 +76,9 @@ def quality(evidence: Evidence, model: LanguageModel, context: ProofContext) -> 
     for case in (*CASES, ROUNDED):
         if context.quick and not case.quick:
             continue
-        candidate = LutGemm().apply(model, LutGemm.settings.parse(case.settings, "lut-gemm"), calibrating)
-        scored[case.name] = scoring.log_probabilities(candidate.with_runtime("native"), parts)
+        settings = LutGemm.settings.parse(case.settings, "lut-gemm")
+        candidate = cast("LanguageModel", LutGemm().apply(model, settings, calibrating)).with_runtime("native")
+        scored[case.name] = scoring.log_probabilities(candidate, parts)
         ratio = perplexity_ratio(scored[case.name], reference, windows=lengths, seed=context.seed)
         evidence.quality[f"perplexity ratio, {case.name}"] = ratio.value
         if case.goal < float("inf"):
