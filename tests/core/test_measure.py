@@ -27,6 +27,14 @@ def test_medians_ratios_and_calls_are_exact_on_a_quiet_machine(machine: Make) ->
     assert timing.rounds == 10 and timing.finished
 
 
+def test_arms_about_as_fast_average_the_same_number_of_calls_whatever_the_noise(machine: Make) -> None:
+    """Samples of unequal length meet unequal numbers of preemptions: then A against A would differ."""
+    for seed in range(60):
+        here = machine(seed, neighbours=6, jitter=0.1)
+        calls = compare({"a": here.arm(0.0001), "b": here.arm(0.00013)}, rounds=1, seed=seed).calls
+        assert len(set(calls.values())) == 1
+
+
 def test_the_order_of_arms_is_random_per_round_and_follows_the_seed(machine: Make) -> None:
     def orders(seed: int) -> list[tuple[str, ...]]:
         here = machine()
@@ -62,7 +70,7 @@ def test_a_width_stops_early_and_a_time_limit_stops_at_once(machine: Make) -> No
     arms = {"a": here.arm(0.01), "b": here.arm(0.01)}
     assert compare(arms, rounds=100, width=0.01).rounds == measure.FEWEST_ROUNDS
     assert compare(arms, rounds=100, time_limit_s=0.0).rounds == 1
-    assert 2 <= compare(arms, rounds=100, time_limit_s=0.2).rounds < 10
+    assert 2 <= compare(arms, rounds=100, time_limit_s=0.5).rounds < 15
 
 
 def test_a_wide_interval_goes_on_to_the_end(machine: Make) -> None:
@@ -77,7 +85,7 @@ def test_ctrl_c_keeps_whole_rounds_and_restores_the_collector(machine: Make) -> 
     def interrupted() -> None:
         nonlocal count
         count += 1
-        if count == 20:
+        if count == 40:
             raise KeyboardInterrupt
         here.arm(0.01)()
 

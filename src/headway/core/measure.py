@@ -27,6 +27,12 @@ FEWEST_ROUNDS = 15
 ALIKE = 2.0
 """Arms whose speeds differ by no more than this factor average the same number of calls."""
 
+BATCHES, BATCH_S = 15, 5e-5
+"""How an arm's speed is found before the rounds: the fastest of at most so many batches, each at least this long."""
+
+DEAR = 4
+"""Calls that take this many times `min_time_s` are averaged one by one anyway, so their speed need not be known."""
+
 Call = Callable[[], object]
 
 
@@ -180,26 +186,32 @@ def _checked(arms: Mapping[str, Call], baseline: str | None, rounds: int) -> str
 
 
 def _calls(arms: Mapping[str, Call], baseline: str, warmup: int, min_time_s: float) -> dict[str, int]:
-    """Calls of each arm that fill `min_time_s`, by its fastest batch of a few.
+    """Calls of each arm that fill `min_time_s`.
 
     An arm about as fast as the baseline takes the baseline's number: samples of unequal length meet unequal numbers
     of preemptions, and identical arms would differ.
     """
-    for _ in range(warmup):
-        for arm in arms.values():
-            arm()
-    fastest = {name: _fastest(arm, min_time_s / 2) for name, arm in arms.items()}
-    calls = {name: max(1, math.ceil(min_time_s / seconds)) for name, seconds in fastest.items()}
+    fastest = {name: _fastest(arm, warmup, min_time_s) for name, arm in arms.items()}
+    calls = {name: max(1, math.ceil(min_time_s / seconds * (1 - 1e-6))) for name, seconds in fastest.items()}
     same = calls[baseline]
     return {name: same if same / ALIKE <= own <= same * ALIKE else own for name, own in calls.items()}
 
 
-def _fastest(arm: Call, enough_s: float) -> float:
-    """Seconds per call: the least of three batches that each take `enough_s`, or one call that takes as long."""
+def _fastest(arm: Call, warmup: int, min_time_s: float) -> float:
+    """Seconds per call, the least of many batches too short to be preempted often; a dear arm is only warmed up."""
+    best = min(_timed(arm, 1) for _ in range(warmup + 1))
+    if best >= DEAR * min_time_s:
+        return best
     calls = 1
-    while (seconds := _timed(arm, calls)) * calls < enough_s:
+    while _timed(arm, calls) * calls < BATCH_S:
         calls *= 2
-    return seconds if calls == 1 else min(seconds, _timed(arm, calls), _timed(arm, calls))
+    spent = 0.0
+    for batch in range(BATCHES):
+        seconds = _timed(arm, calls)
+        best, spent = min(best, seconds), spent + seconds * calls
+        if batch >= 2 and spent >= DEAR * min_time_s:
+            break
+    return best
 
 
 def _sample(arm: Call, calls: int) -> float:

@@ -29,6 +29,8 @@ Array = npt.NDArray[np.float64]
 Verdict = Literal["faster", "slower", "none"]
 
 LEVEL = 0.95
+SAME = 1e-9
+"""Values this close are equal: what rounding leaves of a constant series has no sign."""
 RESAMPLES = 2999
 MOST_BLOCKS = 256
 _NORMAL = NormalDist()
@@ -85,16 +87,14 @@ def median(values: Sequence[float] | Array, level: float = LEVEL) -> Interval:
     middle = float(np.median(series)) if n else math.nan
     if n < fewest_pairs(level):
         return Interval(middle, -math.inf, math.inf, n, level)
-    spread = math.sqrt(sign_correlation_time(series))
     ordered = np.sort(series)
     masses = _median_masses(n)
     centres = np.cumsum(masses) - masses / 2
-    ends = np.interp([(1 - level) / 2, (1 + level) / 2], centres, np.arange(n))
-    ends = (n - 1) / 2 + (ends - (n - 1) / 2) * spread
-    if ends[0] < 0:  # so correlated that even the range says too little
-        return Interval(middle, -math.inf, math.inf, n, level)
-    low, high = np.interp(ends, np.arange(n), ordered)
-    return Interval(middle, float(low), float(high), n, level)
+    half = (n - 1) / 2
+    reach = (half - np.interp((1 - level) / 2, centres, np.arange(n))) * math.sqrt(sign_correlation_time(series))
+    low, high = np.interp([half - reach, half + reach], np.arange(n), ordered)
+    beyond = max(1.0, reach / half)  # so correlated that even the range says too little: in proportion beyond it
+    return Interval(middle, float(middle + (low - middle) * beyond), float(middle + (high - middle) * beyond), n, level)
 
 
 @lru_cache(maxsize=256)
@@ -117,7 +117,8 @@ def sign_correlation_time(series: Array) -> float:
 
     Lags are added while they stand out of the noise of n signs, so an uncorrelated series gives 1.
     """
-    signs = np.sign(series - np.median(series))
+    centred = series - np.median(series)
+    signs = np.where(np.abs(centred) > SAME * max(1.0, float(np.abs(series).max())), np.sign(centred), 0.0)
     power = float(signs @ signs)
     if power == 0.0:
         return 1.0
