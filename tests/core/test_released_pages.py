@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from headway.core.allocator import resident_bytes
 from headway.core.pages import release
+from headway.core.resident import resident_bytes
 
 
 def test_released_pages_leave_memory_and_read_the_same(tmp_path: Path) -> None:

@@ -71,15 +71,7 @@ def _run(verb: str, words: list[str]) -> int:
             raise BadInput(
                 f"no verb {verb!r}", f"did you mean {near[0]}?" if near else f"verbs are: {', '.join(VERBS)}"
             )
-        import click
-
-        try:
-            return _call(verb, words)
-        except click.UsageError as error:
-            option = error.format_message().rstrip(".")
-            raise BadInput(f"{verb}: {option[:1].lower()}{option[1:]}", f"see: headway {verb} --help") from None
-        except click.exceptions.Abort:
-            raise KeyboardInterrupt from None
+        return _call(verb, words)
     except HeadwayError as error:
         if os.environ.get("HEADWAY_TRACEBACK"):
             raise
@@ -91,11 +83,22 @@ def _call(verb: str, words: list[str]) -> int:
     """Import the verb's module and run its `command`; whatever integer it returns is the exit code."""
     import typer
 
+    from headway.core.errors import BadInput
+
     module = importlib.import_module(f"headway.cli.{verb}")
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     app.command(name=verb, help=module.command.__doc__)(module.command)
     command = typer.main.get_command(app)
-    result = command.main(words, prog_name=f"headway {verb}", standalone_mode=False)
+    try:
+        result = command.main(words, prog_name=f"headway {verb}", standalone_mode=False)
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    except Exception as error:
+        # The parser's errors: click's own, or those of the copy that newer versions of typer carry.
+        if not hasattr(error, "format_message"):
+            raise
+        said = " ".join(error.format_message().rstrip(".").split())
+        raise BadInput(f"{verb}: {said[:1].lower()}{said[1:]}", f"see: headway {verb} --help") from None
     return int(result or 0)
 
 

@@ -62,12 +62,21 @@ def violations(candidate: Candidate, budget: Budget) -> list[Violation]:
     return budget.check(candidate.best_known())
 
 
+def worst_miss(candidate: Candidate, budget: Budget) -> float:
+    """The largest relative miss of the budget, quality taken at the low end of its interval (0: safely within)."""
+    known = candidate.best_known()
+    low = {**known, "quality": known.get("quality_low", known.get("quality", 0.0))}
+    return max((violation.missed_by for violation in budget.check(low)), default=0.0)
+
+
 def choose(candidates: Sequence[Candidate], budget: Budget, objective: Objective) -> tuple[Candidate, bool]:
     """The best candidate and whether it meets the budget.
 
-    Among those that meet it, the smallest objective. If none does, the one whose worst relative miss is smallest.
+    Among those that meet it safely (`worst_miss`), else among those that meet it, the smallest objective. If none does, the
+    one whose worst relative miss is smallest.
     """
     meeting = [c for c in candidates if not violations(c, budget)]
     if meeting:
-        return min(meeting, key=lambda c: objective.value(c.best_known())), True
+        safe = [c for c in meeting if not worst_miss(c, budget)]
+        return min(safe or meeting, key=lambda c: objective.value(c.best_known())), True
     return min(candidates, key=lambda c: max(v.missed_by for v in violations(c, budget))), False

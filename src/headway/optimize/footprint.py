@@ -50,7 +50,7 @@ def counted_bytes(model: Any) -> float:
 
 def serve(folder: str, language: bool, prompt_tokens: int, threads: int) -> float:
     """In the child: load and run once; gives the peak over what was resident before the model was loaded."""
-    from headway.core.allocator import ResidentPeak
+    from headway.core.resident import ResidentPeak
 
     if language:
         import numpy as np

@@ -18,7 +18,7 @@ from headway.core.ledger import Ledger
 from headway.core.system import Context
 from headway.hardware.correct import Run as MeasuredRun
 from headway.hardware.correct import learn
-from headway.optimize.candidate import Candidate, choose, pareto, violations
+from headway.optimize.candidate import Candidate, choose, pareto, violations, worst_miss
 from headway.optimize.losses import make_space
 from headway.optimize.measuring import UNMODIFIED, Bench
 from headway.optimize.request import Request
@@ -121,7 +121,7 @@ class Search:
     def _betters(self, candidate: Candidate, best: Candidate, met: bool) -> bool:
         """Whether the prediction beats the best measured candidate by what is worth another round."""
         objective, budget = self.request.objective, self.request.budget
-        missed = max((v.missed_by for v in budget.check(candidate.predicted)), default=0.0)
+        missed = worst_miss(candidate, budget)
         if met:
             return not missed and objective.value(candidate.predicted) < (1 - WORTH) * objective.value(best.measured)
         return missed < max(v.missed_by for v in violations(best, budget)) - WORTH
@@ -169,8 +169,15 @@ class Search:
             for candidate in candidates
             if candidate.raw_loss > 0 and candidate.measured.get("quality", 1.0) < 0.999
         ]
+        margins = [
+            math.log(candidate.measured["quality_low"]) / math.log(candidate.measured["quality"])
+            for candidate in candidates
+            if candidate.measured.get("quality_low", 0.0) > 0 and candidate.measured["quality"] < 0.999
+        ]
         if ratios:
             self.corrections = replace(self.corrections, loss=max(statistics.median(ratios), 1e-9))
+        if margins:
+            self.corrections = replace(self.corrections, margin=min(max(statistics.median(margins), 1.0), 10.0))
 
     def prove(self) -> tuple[Candidate, bool, Evidence]:
         """The best candidate, measured again on held-out data; the next one when it does not hold there."""
@@ -202,10 +209,7 @@ class Search:
 def spread(candidates: Sequence[Candidate], count: int, request: Request) -> list[Candidate]:
     """At most `count`: the best by budget and objective, then a ladder over quality, so that a front appears."""
 
-    def missed(candidate: Candidate) -> float:
-        return max((v.missed_by for v in request.budget.check(candidate.best_known())), default=0.0)
-
-    ranked = sorted(candidates, key=lambda c: (missed(c), request.objective.value(c.best_known())))
+    ranked = sorted(candidates, key=lambda c: (worst_miss(c, request.budget), request.objective.value(c.best_known())))
     best, rest = ranked[: max(1, count // 2)], ranked[max(1, count // 2) :]
     rest.sort(key=lambda c: c.best_known()["quality"])
     wanted = count - len(best)

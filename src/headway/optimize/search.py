@@ -14,7 +14,7 @@ from headway.core.errors import need_extra
 from headway.core.recipe import Recipe, Step
 from headway.core.target import Target
 from headway.hardware.correct import NONE, Correction
-from headway.optimize.candidate import Candidate
+from headway.optimize.candidate import Candidate, worst_miss
 from headway.optimize.subject import Subject
 from headway.optimize.table import ChoiceTable
 
@@ -38,6 +38,8 @@ class Corrections:
     power: float = 1.0
     """`Subject.loss_power`."""
     metrics: Mapping[str, Correction] = field(default_factory=dict)
+    margin: float = 1.0
+    """-ln of the low end of a quality's interval over -ln of the quality: how far from a limit is safe."""
 
     def apply(self, parts: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
         """Metric -> its corrected sum."""
@@ -96,7 +98,7 @@ def propose(
     sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=24, multivariate=True)
     study = optuna.create_study(directions=["minimize", "minimize"], sampler=sampler)
     every = {f"choice {number}": True for number in range(1, len(table.choices))} | dict.fromkeys(space.policies, -1)
-    for aim in _aims(budget):
+    for aim in _aims(budget, corrections.margin):
         study.enqueue_trial({"loss": aim, **every})
     study.optimize(evaluate, n_trials=TRIALS)
     return rank(list(found.values()), budget, objective)[:count]
@@ -118,6 +120,7 @@ def predict(
     predicted = subject.predict(target, table.stored(picked), threads)
     loss = table.total(table.loss, picked)
     metrics = {**corrections.apply(predicted), "quality": corrections.quality(loss)}
+    metrics["quality_low"] = metrics["quality"] ** corrections.margin
     return Candidate(space.fixed + table.recipe(picked) + Recipe(tuple(policies)), metrics, raw_loss=loss)
 
 
@@ -125,16 +128,15 @@ def rank(candidates: Sequence[Candidate], budget: Budget, objective: Objective) 
     """Candidates that hold the budget by the objective, then the others by their worst miss."""
 
     def key(candidate: Candidate) -> tuple[float, float]:
-        missed = [violation.missed_by for violation in budget.check(candidate.predicted)]
-        return max(missed, default=0.0), objective.value(candidate.predicted)
+        return worst_miss(candidate, budget), objective.value(candidate.predicted)
 
     return sorted(candidates, key=key)
 
 
-def _aims(budget: Budget) -> list[float]:
+def _aims(budget: Budget, margin: float) -> list[float]:
     """Losses to try first: a ladder, and those that just hold the budget's quality."""
     ladder = list(np.geomspace(3e-3, 0.5, 8))
     for limit in budget.limits:
         if limit.metric == "quality" and 0.0 < limit.value < 1.0:
-            ladder = [-math.log(limit.value) * share for share in (0.95, 0.8, 0.6)] + ladder
+            ladder = [-math.log(limit.value) / margin * share for share in (0.97, 0.85, 0.7, 0.5)] + ladder
     return ladder
