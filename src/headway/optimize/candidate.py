@@ -72,8 +72,8 @@ def worst_miss(candidate: Candidate, budget: Budget) -> float:
 def choose(candidates: Sequence[Candidate], budget: Budget, objective: Objective) -> tuple[Candidate, bool]:
     """The best candidate and whether it meets the budget.
 
-    Among those that meet it safely (`worst_miss`), else among those that meet it, the smallest objective. If none does, the
-    one whose worst relative miss is smallest.
+    Among those that meet it safely (`worst_miss`), else among those that meet it, the smallest objective. If none
+    does, the one whose worst relative miss is smallest.
     """
     meeting = [c for c in candidates if not violations(c, budget)]
     if meeting:
