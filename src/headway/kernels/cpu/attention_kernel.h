@@ -40,16 +40,20 @@ static void kv_write(const PageShape* shape, void* page, int64_t at, const float
   }
 }
 
+constexpr int kLine = 64;
+HEADWAY_INLINE void fetch(const char* p) { __builtin_prefetch(p, 0, 2); }
+
 struct PageView {
   const void* k;  // [4][d][16]
   const void* v;  // [64][dp]
   int64_t d, dp;
+  const char* next;    // the same head's part of the next page, to be fetched meanwhile; or null
   int64_t first;       // position of its first key
   int32_t begin, end;  // keys of the page to look at
 };
 
-// Scores of ROWS rows into s[row][64]; keys outside a row's range get -inf.
-template <bool HALF, int ROWS>
+// Scores of ROWS rows into s[row][64]; keys outside a row's range get -inf. AHEAD: fetch the next page's keys.
+template <bool HALF, int ROWS, bool AHEAD>
 HEADWAY_INLINE void score_rows(const PageView& page, const float* const* q, const int32_t* lo, const int32_t* hi,
                                float factor, float cap, float* s) {
   constexpr int step = kKeyVectors;
@@ -57,7 +61,10 @@ HEADWAY_INLINE void score_rows(const PageView& page, const float* const* q, cons
     F acc[ROWS][step];
     for (int r = 0; r < ROWS; ++r)
       for (int j = 0; j < step; ++j) acc[r][j] = zero();
+    const char* ahead = page.next + block / step * page.d * (step * 16 * (HALF ? 2 : 4));
     for (int64_t d = 0; d < page.d; ++d) {
+      if constexpr (AHEAD)
+        for (int line = 0; line < step * 16 * (HALF ? 2 : 4); line += kLine, ahead += kLine) fetch(ahead);
       F key[step];
       for (int j = 0; j < step; ++j) key[j] = kv_load<HALF>(page.k, (((block + j) & 3) * page.d + d) * 16);
       for (int r = 0; r < ROWS; ++r) {
@@ -111,7 +118,7 @@ HEADWAY_INLINE float soften_row(const PageView& page, int32_t lo, int32_t hi, fl
   return back;
 }
 
-template <bool HALF, int ROWS, int VECTORS>
+template <bool HALF, int ROWS, int VECTORS, bool AHEAD>
 HEADWAY_INLINE void mix_columns(const PageView& page, int64_t at, const float* p, const float* back, float* o) {
   F acc[ROWS][VECTORS];
   for (int r = 0; r < ROWS; ++r)
@@ -119,7 +126,10 @@ HEADWAY_INLINE void mix_columns(const PageView& page, int64_t at, const float* p
       acc[r][i] = load(o + r * page.dp + at + i * 16);
       if (back[r] != 1.0f) acc[r][i] = acc[r][i] * set1(back[r]);
     }
+  const char* ahead = page.next + (kPage * page.d + at) * (HALF ? 2 : 4);
   for (int j = page.begin; j < page.end; ++j) {
+    if constexpr (AHEAD)
+      for (int line = 0; line < VECTORS * 16 * (HALF ? 2 : 4); line += kLine) fetch(ahead + j * page.dp * (HALF ? 2 : 4) + line);
     F value[VECTORS];
     for (int i = 0; i < VECTORS; ++i) value[i] = kv_load<HALF>(page.v, j * page.dp + at + i * 16);
     for (int r = 0; r < ROWS; ++r) {
@@ -131,7 +141,7 @@ HEADWAY_INLINE void mix_columns(const PageView& page, int64_t at, const float* p
     for (int i = 0; i < VECTORS; ++i) store(o + r * page.dp + at + i * 16, acc[r][i]);
 }
 
-template <bool HALF, int ROWS>
+template <bool HALF, int ROWS, bool AHEAD>
 static void page_rows(PageView page, const AttendArgs* a, int64_t row, float* s) {
   const int32_t *lo = a->lo + row, *hi = a->hi + row;
   int32_t least = lo[0], most = hi[0];
@@ -143,22 +153,32 @@ static void page_rows(PageView page, const AttendArgs* a, int64_t row, float* s)
   if (least - first > page.begin) page.begin = least - first;
   if (most - first < page.end) page.end = most - first;
   if (page.begin >= page.end) return;
-  score_rows<HALF, ROWS>(page, a->q + row, lo, hi, a->scale, a->softcap, s);
+  score_rows<HALF, ROWS, AHEAD>(page, a->q + row, lo, hi, a->scale, a->softcap, s);
   float back[ROWS];
   for (int r = 0; r < ROWS; ++r) back[r] = soften_row(page, lo[r], hi[r], s + r * kPage, a->m + row + r, a->l + row + r);
   float* o = a->o + row * page.dp;
   constexpr int vectors = kKeyVectors >= 4 ? 4 : 1;
   int64_t at = 0;
-  for (; at + 16 * vectors <= page.dp; at += 16 * vectors) mix_columns<HALF, ROWS, vectors>(page, at, s, back, o);
-  for (; at < page.dp; at += 16) mix_columns<HALF, ROWS, 1>(page, at, s, back, o);
+  for (; at + 16 * vectors <= page.dp; at += 16 * vectors) mix_columns<HALF, ROWS, vectors, AHEAD>(page, at, s, back, o);
+  for (; at < page.dp; at += 16) mix_columns<HALF, ROWS, 1, AHEAD>(page, at, s, back, o);
+}
+
+template <bool HALF, bool AHEAD> static void some_rows(const PageView& page, const AttendArgs* a, int64_t r, float* s) {
+  switch (a->rows - r) {
+    case 1: return page_rows<HALF, 1, AHEAD>(page, a, r, s);
+    case 2: return page_rows<HALF, 2, AHEAD>(page, a, r, s);
+    case 3: return page_rows<HALF, 3, AHEAD>(page, a, r, s);
+    default: return page_rows<HALF, 4, AHEAD>(page, a, r, s);
+  }
 }
 
 template <bool HALF> static void page_all(const PageView& page, const AttendArgs* a, float* s) {
   int64_t r = 0;
-  for (; r + 4 <= a->rows; r += 4) page_rows<HALF, 4>(page, a, r, s);
-  if (r + 3 == a->rows) page_rows<HALF, 3>(page, a, r, s);
-  else if (r + 2 == a->rows) page_rows<HALF, 2>(page, a, r, s);
-  else if (r + 1 == a->rows) page_rows<HALF, 1>(page, a, r, s);
+  if (page.next) {
+    some_rows<HALF, true>(page, a, r, s);
+    r += 4;
+  }
+  for (; r < a->rows; r += 4) some_rows<HALF, false>(page, a, r, s);
 }
 
 static void attend(const AttendArgs* a) {
@@ -176,10 +196,13 @@ static void attend(const AttendArgs* a) {
     page.end = (int32_t)(a->key_end - page.first < kPage ? a->key_end - page.first : kPage);
     page.k = (const char*)a->pages[i] + (size_t)a->kv_head * per_head * element;
     page.v = (const char*)page.k + (size_t)(kPage * d) * element;
+    const bool more = (i + 1) * kPage < a->fetch_end;
+    page.next = more ? (const char*)a->pages[i + 1] + (size_t)a->kv_head * per_head * element : nullptr;
     if (a->shape.half && a->rows > 8) {
       for (size_t e = 0; e < per_head; e += 16) store(wide + e, load_f16((const uint16_t*)page.k + e));
       page.k = wide;
       page.v = wide + kPage * d;
+      page.next = nullptr;
       page_all<false>(page, a, s);
     } else if (a->shape.half) {
       page_all<true>(page, a, s);

@@ -62,6 +62,7 @@ struct AttendArgs {
   const int32_t* lo;         // row r sees the keys [lo[r], hi[r])
   const int32_t* hi;
   int64_t key_begin, key_end;
+  int64_t fetch_end;         // keys up to here are read soon: pages are fetched ahead
   float scale, softcap;
   float* m;                  // in and out, per row: running maximum (-inf at first), sum, weighted values
   float* l;

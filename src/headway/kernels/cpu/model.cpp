@@ -282,6 +282,7 @@ void Model::attend_item(const Item& item, const AttentionPlan& plan, int64_t lay
     std::memset(to_o, 0, size_t(count * dp) * sizeof(float));
     args.key_begin = std::max<int64_t>(least, span * kSpanTokens);
     args.key_end = std::min<int64_t>(most, (span + 1) * kSpanTokens);
+    args.fetch_end = item.span >= 0 ? args.key_end : most;
     args.m = to_m;
     args.l = to_l;
     args.o = to_o;
