@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.headway-installed
 
-.PHONY: setup optimize test nightly native lint docs wheel clean
+.PHONY: setup optimize test nightly native lint docs results wheel clean
 
 setup: $(STAMP)
 
@@ -26,6 +26,11 @@ lint: setup
 
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q -d site
+
+results: optimize
+	$(BIN)/headway bench smollm2-135m --against torch --batch 1,4,8
+	-$(BIN)/headway prove --all
+	$(BIN)/python scripts/results
 
 wheel: setup
 	$(BIN)/pip wheel -q --no-deps -w dist .

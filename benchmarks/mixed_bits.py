@@ -1,0 +1,72 @@
+"""Mixed bits against every uniform setting of lut-gemm at equal bytes, on held-out text; exit 1 when one is not beaten.
+
+    python benchmarks/mixed_bits.py [MODEL]
+
+For each uniform setting the sensitivity pass of the search chooses bits and group size of every matrix so that the
+predicted loss is least within the same bytes; both are measured against the exact original on the same windows.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+
+import numpy as np
+
+from headway.core.cache import StepCache
+from headway.core.statistics import perplexity_ratio
+from headway.core.system import Context
+from headway.core.workload import Workload
+from headway.llm import scoring
+from headway.optimize import api
+from headway.optimize.applying import apply_recipe
+from headway.optimize.language_subject import LanguageSubject
+from headway.optimize.losses import make_space
+from headway.optimize.request import Request
+from headway.optimize.table import KEEP
+
+
+def main(name: str = "smollm2-135m") -> int:
+    threads = api.use_threads(len(os.sched_getaffinity(0)))
+    model = api.load(name)
+    subject = LanguageSubject(model, Workload())
+    context = Context(api.machine(), subject.calibration(), StepCache(), threads)
+    table = make_space(subject, context, Request(model, context.target, only=["lut-gemm"], threads=threads)).table
+    body = [row for row, site in enumerate(table.sites) if site.kind == "linear"]
+    rows = np.arange(len(table.sites))
+    # The head keeps its 8 bits in both; the body may not stay as it is.
+    allowed = table.loss.copy()
+    allowed[:, 0] = [np.inf if row in body else 0.0 for row in rows]
+    for row in set(rows) - set(body):
+        allowed[row, 1:] = np.inf
+    windows = subject.splits["heldout"]
+    lengths = [len(window) - 1 for window in windows]
+    missed = 0
+    print("uniform      bytes      ratio to float   mixed bytes   ratio to float   mixed / uniform [95%]")
+    for column, choice in enumerate(table.choices):
+        if choice == KEEP:
+            continue
+        uniform = np.array([column if row in body else 0 for row in rows])
+        limit = table.total(table.nbytes, uniform)
+        # Least loss within these bytes: the same allocation with the roles of bytes and loss exchanged.
+        swapped = replace(table, loss=np.where(np.isfinite(allowed), table.nbytes, np.inf), nbytes=allowed)
+        mixed = swapped.allocate(np.where(np.isfinite(allowed), allowed, 0.0), limit)
+        compared = [
+            scoring.compare(subject.exact, apply_recipe(table.recipe(picked), model, context), windows)
+            for picked in (uniform, mixed)
+        ]
+        ratio = perplexity_ratio(compared[1].candidate, compared[0].candidate, windows=lengths)
+        setting = dict(choice.settings)
+        print(
+            f"{setting['bits']} bits g{setting['group_size']:<4} {limit / 1e6:6.1f} MB  {1 / compared[0].quality:12.4f}"
+            f"   {table.total(table.nbytes, mixed) / 1e6:8.1f} MB  {1 / compared[1].quality:12.4f}"
+            f"       {ratio.value:.4f} [{ratio.low:.4f}, {ratio.high:.4f}]",
+            flush=True,
+        )
+        missed += ratio.high >= 1.0
+    return int(missed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
