@@ -230,6 +230,76 @@ def test_nan_weights_reach_the_logits():
     assert np.isnan(NativeRuntime(arch, weights, vectors).begin(4).feed(TOKENS[:4])).all()
 
 
+def int32(*values):
+    return np.array(values, np.int32)
+
+
+@pytest.mark.parametrize("form", ["dense", "int4"])
+def test_layer_by_layer_gives_the_bits_of_the_whole_step(form):
+    native = runtime("gemma3", form)
+    expected = [native.begin(200) for _ in range(2)]
+    whole = native.step(expected, [TOKENS[:150], TOKENS[:3]], every=True)
+    sessions = [native.begin(200) for _ in range(2)]
+    batch = native.batch()
+    tokens = np.concatenate([TOKENS[:150], TOKENS[:3]]).astype(np.int32)
+    batch.begin([session.sequence for session in sessions], tokens, int32(0, 150, 153))
+    for layer in range(2):
+        assert batch.layer == layer
+        batch.project()
+        batch.attend()
+        batch.mix()
+    assert np.array_equal(batch.finish(np.arange(153, dtype=np.int32)), whole)
+    assert [session.length for session in sessions] == [150, 3]
+    ones = [np.array([7]), np.array([8])]
+    assert np.array_equal(native.step(sessions, ones), native.step(expected, ones))
+
+
+def test_attention_can_be_done_by_somebody_else():
+    native = runtime("llama", kv="f32")
+    arch = native.architecture
+    tokens = TOKENS[:40].astype(np.int32)
+    expected = native.begin(40).feed(tokens, every=True)
+    batch = native.batch()
+    batch.begin_at(tokens, np.arange(40, dtype=np.int32))
+    for _ in arch.layers:
+        q, k, v = (a.reshape(40, -1, arch.head_dim).astype(np.float64) for a in batch.project())
+        k, v = (a.repeat(arch.heads // arch.kv_heads, axis=1) for a in (k, v))
+        scores = np.einsum("ihd,jhd->hij", q, k) * arch.query_scale
+        scores[:, np.triu(np.ones((40, 40), bool), 1)] = -np.inf
+        weights = np.exp(scores - scores.max(axis=2, keepdims=True))
+        out = np.einsum("hij,jhd->ihd", weights / weights.sum(axis=2, keepdims=True), v)
+        batch.attended(out.reshape(40, -1).astype(np.float32))
+        batch.mix()
+    assert relative(batch.finish(np.arange(40, dtype=np.int32)), expected) < 1e-5
+
+
+def test_batches_refuse_calls_out_of_turn():
+    native = runtime("llama")
+    session, batch = native.begin(10), native.batch()
+    for early in (batch.project, batch.attend, batch.mix, lambda: batch.finish(int32(0))):
+        with pytest.raises(ValueError, match=r"out of turn|after its last layer"):
+            early()
+    with pytest.raises(ValueError, match="1 to 512 rows"):
+        batch.begin_at(np.zeros(513, np.int32), np.zeros(513, np.int32))
+    with pytest.raises(ValueError, match="position lies outside"):
+        batch.begin_at(int32(1), int32(-1))
+    batch.begin_at(int32(1, 2), int32(0, 1))
+    batch.project()
+    with pytest.raises(ValueError, match="no sequences"):
+        batch.attend()
+    with pytest.raises(ValueError, match="another shape"):
+        batch.attended(np.zeros((1, 48), np.float32))
+    batch.begin([session.sequence], int32(5, 6), int32(0, 2))
+    batch.project()
+    session.rewind(0)
+    batch.attend()
+    batch.mix()
+    session.feed(TOKENS[:3])
+    batch.project()
+    with pytest.raises(ValueError, match="while its batch was open"):
+        batch.attend()
+
+
 @pytest.mark.parametrize(
     ("call", "says"),
     [

@@ -146,6 +146,17 @@ class NativeRuntime:
         """A new sequence. Pages are taken as it grows; `capacity` is only remembered."""
         return NativeSession(self, capacity)
 
+    def batch(self) -> Any:
+        """A batch of 1 to 512 rows that the caller takes through the layers itself, three crossings a layer.
+
+        begin(sequences, tokens, offsets) or begin_at(tokens, positions); then for each layer
+            q, k, v = project()     float32; q (rows, heads * head_dim), k and v (rows, kv_heads * head_dim), rotated
+            attend()                the plain paged store's, or attended(values) with one's own: values as q
+            mix()
+        and finish(rows) -> logits of those rows. Integers are int32 arrays. ValueError for a call out of turn.
+        """
+        return _cpu.Batch(self.model, self.threads)
+
     def step(self, sessions: Sequence[NativeSession], tokens: Sequence[I64], every: bool = False) -> F32:
         """Feed each session its tokens (n >= 1 each) in one crossing.
 

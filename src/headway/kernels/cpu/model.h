@@ -1,10 +1,8 @@
 // A whole decoder-only language model, one crossing a step: the network that llm/families/base.py spells out.
 //
-// A step takes a ragged batch (some tokens of each of several sequences) through
-//   embed, then per layer  project (norm, q/k/v, rope, KV append)  attend  mix (output, norm, MLP),  then head
-// Each part is a function of its own, so that a KV system can replace `attend` alone. All sums run in an order that
-// depends on neither the number of threads nor on what else is in the batch: a sequence gives the same bits alone,
-// batched, or fed in chunks of any size.
+// A step takes a ragged batch (some tokens of each of several sequences) through its layers, at most kChunkRows rows
+// at a time (batch.h). A sequence gives the same bits alone, batched, or fed in chunks of any size, for every number
+// of threads.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -12,8 +10,6 @@
 #include <vector>
 
 #include "kv.h"
-#include "linear.h"
-#include "pool.h"
 #include "weight.h"
 
 namespace headway {
@@ -55,21 +51,34 @@ struct ModelConfig {
   bool exact = false;  // float32 activations everywhere
 };
 
-struct Part {  // of a batch
+struct Part {  // of a step
   Sequence* sequence;
   const int32_t* tokens;
   int64_t count;
 };
 
+constexpr int64_t kChunkRows = 512;  // batch rows that go through the layers together
+
+class Batch;
+
 class Model {
  public:
   Model(ModelConfig config, std::vector<LayerWeights> layers, std::vector<RopeTable> ropes, Vector final_norm,
         WeightPtr embedding, WeightPtr head);
+  ~Model();
 
   const ModelConfig& config() const { return config_; }
+  const std::vector<LayerWeights>& layers() const { return layers_; }
+  const Vector& final_norm() const { return final_norm_; }
+  const Weight& embedding() const { return *embedding_; }
+  const Weight& head() const { return *head_; }
   std::shared_ptr<const KVLayout> kv_layout() const { return kv_; }
-  std::shared_ptr<Sequence> sequence() const { return std::make_shared<Sequence>(kv_); }
   size_t weight_bytes() const;  // read by a decoded token
+
+  // The caller holds `busy()` from here until it is done with the table: another batch may make it longer.
+  const RopeTable& rope(int64_t layer) const { return ropes_[size_t(layers_[size_t(layer)].rope)]; }
+  void reach(int64_t positions);
+  std::mutex& busy() const { return busy_; }
 
   // Read every weight plainly, matrix by matrix as a step does; returns the bytes read.
   size_t read(int threads) const;
@@ -79,35 +88,7 @@ class Model {
   void step(const std::vector<Part>& parts, bool every, float* logits, int threads);
 
  private:
-  struct Row {
-    int64_t part, position;
-    int32_t token;
-  };
-  struct Item {  // attention of some tokens' rows of one KV head
-    int64_t part, kv_head, row, tokens;
-    int64_t span, spans;   // one span to a slot of `partials_`, or (span < 0) all of them
-    int64_t slot;
-  };
-  struct AttentionPlan {
-    int64_t window = -1;
-    std::vector<Item> items, merges;
-    std::vector<int32_t> lo, hi;  // per batch row
-    double work = 0;
-  };
-
-  void begin(const std::vector<Part>& parts, Pool::Session& session);
-  void chunk(Pool::Session& session);
-  void embed(Pool::Session& session);
-  void project(int64_t layer, Pool::Session& session);
-  void attend(int64_t layer, Pool::Session& session);
-  void mix(int64_t layer, Pool::Session& session);
-  void head(const std::vector<int64_t>& rows, float* logits, Pool::Session& session);
-
-  const AttentionPlan& plan(int64_t window, int lanes);
-  void attend_item(const Item& item, const AttentionPlan& plan, int64_t layer, char* scratch);
-  void merge_item(const Item& item);
   template <class F> void each_weight(F&& f) const;
-  template <class F> void rows(Pool::Session& session, int64_t cost, F&& f);
 
   ModelConfig config_;
   std::vector<LayerWeights> layers_;
@@ -115,15 +96,8 @@ class Model {
   Vector final_norm_;
   WeightPtr embedding_, head_;
   std::shared_ptr<const KVLayout> kv_;
-
-  std::mutex busy_;
-  std::vector<Row> rows_;
-  std::vector<Sequence*> sequences_;
-  std::vector<AttentionPlan> plans_;
-  Buffer x_, h_, q_, k_, v_, attended_, a_, gate_, up_, picked_, partials_;
-  int64_t ld_model_ = 0, ld_q_ = 0, ld_kv_ = 0, ld_ffn_ = 0;
-  Acts h_acts_, attended_acts_, gate_acts_, picked_acts_;
-  LaneScratch lanes_, attention_lanes_;
+  mutable std::mutex busy_;
+  std::unique_ptr<Batch> batch_;  // of `step`
 };
 
 }  // namespace headway

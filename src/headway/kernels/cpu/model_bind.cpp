@@ -4,8 +4,10 @@
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 
+#include <algorithm>
 #include <string>
 
+#include "batch.h"
 #include "bindings.h"
 #include "model.h"
 
@@ -99,13 +101,11 @@ std::shared_ptr<Model> make(const nb::dict& d) {
 }
 
 // sequences[i] is fed tokens[offsets[i] : offsets[i + 1]].
-nb::object step(Model& model, const nb::list& sequences, const Tokens& tokens, const Tokens& offsets, bool every,
-                int threads) {
+std::vector<Part> parts_of(const Model& model, const nb::list& sequences, const Tokens& tokens, const Tokens& offsets) {
   const size_t n = sequences.size();
   if (n == 0 || offsets.shape(0) != n + 1) refuse("give one offset more than sequences, and at least one sequence");
   const int32_t* bounds = offsets.data();
   std::vector<Part> parts;
-  int64_t rows = 0;
   for (size_t i = 0; i < n; ++i) {
     auto* sequence = nb::cast<Sequence*>(sequences[i]);
     const int64_t count = int64_t(bounds[i + 1]) - bounds[i];
@@ -118,17 +118,178 @@ nb::object step(Model& model, const nb::list& sequences, const Tokens& tokens, c
     for (int64_t t = bounds[i]; t < bounds[i + 1]; ++t)
       if (tokens.data()[t] < 0 || tokens.data()[t] >= model.config().vocab) refuse("a token lies outside the vocabulary");
     parts.push_back({sequence, tokens.data() + bounds[i], count});
-    rows += every ? count : 1;
   }
-  const auto vocab = size_t(model.config().vocab);
-  auto* logits = new float[size_t(rows) * vocab];
-  nb::capsule owner(logits, [](void* p) noexcept { delete[] static_cast<float*>(p); });
-  {
-    const nb::gil_scoped_release release;
-    model.step(parts, every, logits, threads);
-  }
-  return nb::cast(nb::ndarray<nb::numpy, float>(logits, {size_t(rows), vocab}, owner));
+  return parts;
 }
+
+nb::object matrix(int64_t rows, int64_t columns, float** data) {
+  auto* raw = new float[size_t(rows * columns)];
+  *data = raw;
+  nb::capsule owner(raw, [](void* p) noexcept { delete[] static_cast<float*>(p); });
+  return nb::cast(nb::ndarray<nb::numpy, float>(raw, {size_t(rows), size_t(columns)}, owner));
+}
+
+nb::object step(Model& model, const nb::list& sequences, const Tokens& tokens, const Tokens& offsets, bool every,
+                int threads) {
+  const std::vector<Part> parts = parts_of(model, sequences, tokens, offsets);
+  int64_t rows = 0;
+  for (const Part& part : parts) rows += every ? part.count : 1;
+  float* logits;
+  nb::object result = matrix(rows, model.config().vocab, &logits);
+  const nb::gil_scoped_release release;
+  model.step(parts, every, logits, threads);
+  return result;
+}
+
+// A batch taken through the layers by its caller, crossing by crossing: for KV systems that do `attend` themselves.
+class OpenBatch {
+ public:
+  OpenBatch(std::shared_ptr<Model> model, int threads) : model_(std::move(model)), batch_(*model_), threads_(threads) {}
+
+  void begin(const nb::list& sequences, const Tokens& tokens, const Tokens& offsets) {
+    const std::vector<Part> parts = parts_of(*model_, sequences, tokens, offsets);
+    int64_t rows = 0, longest = 0;
+    for (const Part& part : parts) {
+      rows += part.count;
+      longest = std::max(longest, part.sequence->length() + part.count);
+    }
+    room(rows);
+    keep_ = nb::list(sequences);
+    fed_.clear();
+    for (const Part& part : parts) fed_.push_back({part.sequence, part.sequence->length(), part.count});
+    run([&](Pool::Session& session) {
+      batch_.clear();
+      layer_ = -1;
+      for (const Part& part : parts) {
+        part.sequence->reserve(part.count);
+        batch_.append(part.sequence, part.sequence->length(), part.tokens, part.count);
+      }
+      model_->reach(longest);
+      batch_.embed(session);
+      layer_ = 0;
+      stage_ = Stage::project;
+    });
+  }
+
+  void begin_at(const Tokens& tokens, const Tokens& positions) {
+    const auto n = int64_t(tokens.shape(0));
+    if (int64_t(positions.shape(0)) != n) refuse("give one position for each token");
+    room(n);
+    int64_t longest = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      if (tokens.data()[i] < 0 || tokens.data()[i] >= model_->config().vocab) refuse("a token lies outside the vocabulary");
+      if (positions.data()[i] < 0 || positions.data()[i] > 1 << 27) refuse("a position lies outside 0..2^27");
+      longest = std::max<int64_t>(longest, positions.data()[i] + 1);
+    }
+    keep_ = nb::list();
+    fed_.clear();
+    run([&](Pool::Session& session) {
+      batch_.clear();
+      layer_ = -1;
+      for (int64_t i = 0; i < n; ++i) batch_.append(nullptr, positions.data()[i], tokens.data() + i, 1);
+      model_->reach(longest);
+      batch_.embed(session);
+      layer_ = 0;
+      stage_ = Stage::project;
+    });
+  }
+
+  // -> q (rows, heads * head_dim), k and v (rows, kv_heads * head_dim), q and k rotated.
+  nb::object project() {
+    at(Stage::project);
+    run([&](Pool::Session& session) { batch_.project(layer_, session); });
+    stage_ = Stage::attend;
+    const ModelConfig& c = model_->config();
+    const int64_t n = batch_.size(), qs = c.heads * c.head_dim, ks = c.kv_heads * c.head_dim;
+    float *q, *k, *v;
+    nb::object a = matrix(n, qs, &q), b = matrix(n, ks, &k), d = matrix(n, ks, &v);
+    for (int64_t r = 0; r < n; ++r) {
+      std::copy_n(batch_.q(r), qs, q + r * qs);
+      std::copy_n(batch_.k(r), ks, k + r * ks);
+      std::copy_n(batch_.v(r), ks, v + r * ks);
+    }
+    return nb::make_tuple(a, b, d);
+  }
+
+  void attend() {
+    at(Stage::attend);
+    if (!batch_.plain()) refuse("this batch has no sequences: give what was attended instead");
+    for (const Fed& fed : fed_) {
+      if (fed.sequence->length() != fed.length) refuse("a sequence was fed or rewound while its batch was open");
+      fed.sequence->reserve(fed.count);  // a rewind to the same length lets go of the room
+    }
+    run([&](Pool::Session& session) { batch_.attend(layer_, session); });
+    stage_ = Stage::mix;
+  }
+
+  void attended(const nb::ndarray<const float, nb::numpy, nb::ndim<2>, nb::c_contig, nb::device::cpu>& values) {
+    at(Stage::attend);
+    const ModelConfig& c = model_->config();
+    const int64_t n = batch_.size(), qs = c.heads * c.head_dim;
+    if (int64_t(values.shape(0)) != n || int64_t(values.shape(1)) != qs) refuse("what was attended has another shape than q");
+    for (int64_t r = 0; r < n; ++r) std::copy_n(values.data() + r * qs, qs, batch_.attended(r));
+    stage_ = Stage::mix;
+  }
+
+  void mix() {
+    at(Stage::mix);
+    run([&](Pool::Session& session) { batch_.mix(layer_, session); });
+    ++layer_;
+    stage_ = Stage::project;
+  }
+
+  // Logits of the rows listed; sequences grow by what was fed.
+  nb::object finish(const Tokens& rows) {
+    if (layer_ != layers()) refuse("a batch is finished after its last layer");
+    for (const Fed& fed : fed_)
+      if (fed.sequence->length() != fed.length) refuse("a sequence was fed or rewound while its batch was open");
+    std::vector<int64_t> wanted;
+    for (size_t i = 0; i < rows.shape(0); ++i) {
+      if (rows.data()[i] < 0 || rows.data()[i] >= batch_.size()) refuse("a row lies outside the batch");
+      wanted.push_back(rows.data()[i]);
+    }
+    float* logits;
+    nb::object result = matrix(int64_t(wanted.size()), model_->config().vocab, &logits);
+    run([&](Pool::Session& session) { batch_.head(wanted, logits, session); });
+    batch_.advance();
+    batch_.clear();
+    keep_ = nb::list();
+    layer_ = -1;
+    return result;
+  }
+
+  int64_t layer() const { return layer_; }
+
+ private:
+  enum class Stage { project, attend, mix };
+  struct Fed {
+    Sequence* sequence;
+    int64_t length, count;
+  };
+
+  int64_t layers() const { return int64_t(model_->layers().size()); }
+  static void room(int64_t rows) {
+    if (rows < 1 || rows > kChunkRows) refuse("a batch has 1 to " + std::to_string(kChunkRows) + " rows");
+  }
+  void at(Stage stage) const {
+    if (layer_ < 0 || layer_ >= layers() || stage_ != stage)
+      refuse("out of turn: begin, then project, attend (or attended) and mix for each layer, then finish");
+  }
+  template <class F> void run(F&& f) {
+    const nb::gil_scoped_release release;
+    const std::lock_guard lock(model_->busy());
+    Pool::Session session(threads_);
+    f(session);
+  }
+
+  std::shared_ptr<Model> model_;
+  Batch batch_;
+  nb::list keep_;  // holds on to the sequences in use
+  std::vector<Fed> fed_;
+  int threads_;
+  int64_t layer_ = -1;
+  Stage stage_ = Stage::project;
+};
 
 void bind(nb::module_& m) {
   nb::class_<Sequence>(m, "Sequence")
@@ -139,8 +300,18 @@ void bind(nb::module_& m) {
   nb::class_<Model>(m, "Model")
       .def_prop_ro("weight_bytes", &Model::weight_bytes)
       .def("read", &Model::read, "threads"_a = 0, nb::call_guard<nb::gil_scoped_release>())
-      .def("sequence", &Model::sequence)
+      .def("sequence", [](const Model& model) { return std::make_shared<Sequence>(model.kv_layout()); })
       .def("step", &step, "sequences"_a, "tokens"_a, "offsets"_a, "every"_a = false, "threads"_a = 0);
+  nb::class_<OpenBatch>(m, "Batch")
+      .def(nb::init<std::shared_ptr<Model>, int>(), "model"_a, "threads"_a = 0)
+      .def_prop_ro("layer", &OpenBatch::layer)
+      .def("begin", &OpenBatch::begin, "sequences"_a, "tokens"_a, "offsets"_a)
+      .def("begin_at", &OpenBatch::begin_at, "tokens"_a, "positions"_a)
+      .def("project", &OpenBatch::project)
+      .def("attend", &OpenBatch::attend)
+      .def("attended", &OpenBatch::attended, "values"_a)
+      .def("mix", &OpenBatch::mix)
+      .def("finish", &OpenBatch::finish, "rows"_a);
   m.def("make_model", &make, "description"_a);
 }
 
