@@ -99,7 +99,7 @@ def rtn(
     return AffineCodes(bits, found.codes(w, bits), found)
 
 
-def copied(held: Weight, bits: int, group_size: int) -> AffineCodes | None:
+def copied(held: Weight | None, bits: int, group_size: int) -> AffineCodes | None:
     """The codes and grid of a weight that has them already, where groups of `group_size` and `bits` can hold them.
 
     Then nothing is lost: a Q4_1 file becomes 4 bits in groups of 32 (or of 16) without changing a value.

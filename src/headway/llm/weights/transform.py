@@ -38,7 +38,7 @@ class Matrix:
     site: Site
     value: F32
     hessian: F32 | None
-    held: Weight
+    held: Weight | None = None
 
 
 class WeightTransform(Transform[S]):
@@ -100,7 +100,7 @@ class WeightTransform(Transform[S]):
         content = [
             sha256_of(np.ascontiguousarray(a).tobytes()) for a in (matrix.value, matrix.hessian) if a is not None
         ]
-        held = [matrix.held.form, dict(matrix.held.meta())]
+        held = None if matrix.held is None else [matrix.held.form, dict(matrix.held.meta())]
         shape = list(matrix.value.shape)
         key = context.cache.key("weight", self.card.slug, self.version, what, shape, held, content)
 
