@@ -67,4 +67,4 @@ class Int4(WeightTransform[Int4Settings]):
         return "int4", site.out_features * ((site.in_features + 1) // 2) + grid
 
     def options(self, model: Model, target: Target) -> Sequence[Mapping[str, Any]]:
-        return ({"group_size": 32}, {"group_size": 64}, {"group_size": 128})
+        return ({"group_size": 64},)

@@ -122,7 +122,7 @@ class LutGemm(WeightTransform[LutGemmSettings]):
         return BitPlanes.form, site.out_features * (planes + grid)
 
     def options(self, model: Model, target: Target) -> Sequence[Mapping[str, Any]]:
-        sizes = ((4, 32), (4, 64), (4, 128), (3, 32), (3, 64), (3, 128), (2, 32))
+        sizes = ((4, 32), (4, 64), (4, 128), (3, 32), (3, 64), (3, 128))
         return tuple({"bits": bits, "group_size": group} for bits, group in sizes)
 
 
@@ -164,7 +164,7 @@ def measured_crossover(bits: int, group_size: int) -> int:
         times = [np.inf, np.inf]
         for _ in range(5):
             for arm, native in enumerate((looked, dense)):
-                times[arm] = min(times[arm], float(_cpu.time_matmul([native], x, 3, 1, True).min()))
+                times[arm] = min(times[arm], float(_cpu.time_matmul([[native]], x, 3, 1, True).min()))
         if times[1] > 0.9 * times[0]:
             break
         found = batch
