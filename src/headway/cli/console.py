@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,6 +26,7 @@ Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of
 Device = Annotated[str, typer.Option("--device", help="cpu or cuda[:i].")]
 
 SCHEMA = 1
+PATIENCE_S = 2.0
 
 
 class Session:
@@ -104,8 +106,23 @@ class _BarTask(Task):
         self.bars.update(self.key, description=text)
 
 
+class _LineTask(Task):
+    """Says itself in one line, once it has taken longer than anybody waits without asking."""
+
+    def __init__(self, what: str) -> None:
+        self.what, self.began, self.said = what, time.monotonic(), False
+
+    def advance(self, steps: float = 1) -> None:
+        if not self.said and time.monotonic() - self.began > PATIENCE_S:
+            self.said = True
+            print(f"headway: {self.what} ...", file=sys.stderr, flush=True)
+
+    def say(self, text: str) -> None:
+        self.advance(0)
+
+
 class BarProgress(Progress):
-    """Bars with an estimate of what is left; where there is no terminal, one line as each task begins and ends."""
+    """Bars with an estimate of what is left; where there is no terminal, one line for each task that takes long."""
 
     def __init__(self, plain: bool = False) -> None:
         self.plain = plain
@@ -115,8 +132,9 @@ class BarProgress(Progress):
     @contextmanager
     def task(self, what: str, total: float | None = None) -> Iterator[Task]:
         if self.plain:
-            print(f"headway: {what} ...", file=sys.stderr, flush=True)
-            yield Task()
+            task = _LineTask(what)
+            yield task
+            task.advance(0)
             return
         if self.bars is None:
             self.bars = _bars()

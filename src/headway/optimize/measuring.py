@@ -20,7 +20,7 @@ from headway.optimize.subject import Split, Subject
 BASELINE = "baseline"
 WINNER = "winner"
 UNMODIFIED = Recipe()
-KEPT_MODELS = 6
+KEPT_MODELS = 10
 """Applied models kept in memory at once."""
 
 
