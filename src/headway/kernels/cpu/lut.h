@@ -33,6 +33,11 @@ constexpr int64_t kRows = 16;         // rows of a tile
 constexpr int64_t kColumns = 32;      // columns of a block
 constexpr int64_t kTableBytes = 128;  // tables of a block: 8 quads of 16 entries
 
+// How far ahead of their use the kernels (and their rivals) ask for lines of the weight stream: far beyond what the
+// hardware prefetches by itself. All layers in turn from DRAM, one core: 1.25 ms without, 1.12 at 4 KiB, 1.0 at 8 and
+// 12, 1.09 at 16, where a plain read takes 1.0; it costs 2 % in cache.
+constexpr int64_t kAhead = 8192;
+
 // A packed weight as its kernel sees it.
 struct View {
   const uint8_t* data;

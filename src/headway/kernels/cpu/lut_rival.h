@@ -13,6 +13,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "lut.h"
+
 namespace headway::lut {
 
 enum class Rival : int { planes = 0, fields = 1, floats = 2 };

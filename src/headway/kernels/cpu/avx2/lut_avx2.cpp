@@ -49,6 +49,7 @@ template <int Q, bool UNIFORM, int N>
 inline void add_block(const uint8_t* at, const int8_t* entries, int64_t stride, Words words[N][UNIFORM ? 1 : Q]) {
   constexpr int kPaired = UNIFORM ? Q / 2 * 2 : 0;
   const __m256i mask = _mm256_set1_epi8(15);
+  for (int line = 0; line < Q; ++line) _mm_prefetch(at + 64 * line + kAhead, _MM_HINT_T0);
   for (int s = 0; s < 2; ++s)
     for (int line = 0; line < Q; ++line) {
       const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at + 32 * (s * Q + line)));
@@ -107,6 +108,7 @@ void tile_rows(const View& w, const Tables& x, int64_t tile, int64_t row, float*
       }
       ++segments;
     } while (block < group_end);
+    _mm_prefetch(at + kAhead, _MM_HINT_T0);
     for (int i = 0; i <= kSums; ++i)
       for (int h = 0; h < 2; ++h, at += floats) {
         __m256 value = group_floats(w.half, at);

@@ -47,8 +47,10 @@ inline __m256 halves(const uint8_t* at) {
 }
 
 inline void load(const uint8_t* at, int h, __m256i line[3]) {
-  for (int i = 0; i < 3; ++i)
+  for (int i = 0; i < 3; ++i) {
+    if (h == 0) _mm_prefetch(at + 64 * i + kAhead, _MM_HINT_T0);
     line[i] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at + 64 * i + 32 * h));
+  }
 }
 
 inline void store(float* y, int64_t tile, int64_t out, const __m256 acc[2]) {
@@ -81,6 +83,7 @@ void integer(const RivalView& w, const RivalActs& x, float* y, int64_t begin, in
         for (int h = 0; h < 2; ++h) total[h] = _mm256_add_epi32(total[h], _mm256_madd_epi16(words[h], ones));
       }
       const __m256 scale = _mm256_set1_ps(x.scales[group]), sum = _mm256_set1_ps(x.sums[group]);
+      _mm_prefetch(at + kAhead, _MM_HINT_T0);
       for (int h = 0; h < 2; ++h) {
         acc[h] = _mm256_fmadd_ps(halves(at + 16 * h), _mm256_mul_ps(_mm256_cvtepi32_ps(total[h]), scale), acc[h]);
         acc[h] = _mm256_fmadd_ps(halves(at + 32 + 16 * h), sum, acc[h]);
@@ -113,6 +116,7 @@ void floats(const RivalView& w, const RivalActs& x, float* y, int64_t begin, int
           add(part[h][0], rest, from[30]);
           add(part[h][1], _mm256_srli_epi32(rest, 3), from[31]);
         }
+      _mm_prefetch(at + kAhead, _MM_HINT_T0);
       for (int h = 0; h < 2; ++h) {
         acc[h] = _mm256_fmadd_ps(halves(at + 16 * h), _mm256_add_ps(part[h][0], part[h][1]), acc[h]);
         acc[h] = _mm256_fmadd_ps(halves(at + 32 + 16 * h), _mm256_set1_ps(x.sums[group]), acc[h]);

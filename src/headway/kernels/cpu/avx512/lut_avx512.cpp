@@ -35,6 +35,7 @@ template <int Q, bool UNIFORM, int N>
 inline void add_block(const uint8_t* at, const int8_t* entries, int64_t stride, Words words[N][UNIFORM ? 1 : Q]) {
   constexpr int kPaired = UNIFORM ? Q / 2 * 2 : 0;
   const __m512i mask = _mm512_set1_epi8(15);
+  for (int line = 0; line < Q; ++line) _mm_prefetch(at + 64 * line + kAhead, _MM_HINT_T0);
   for (int s = 0; s < 2; ++s)
     for (int line = 0; line < kPaired; line += 2) {
       const __m512i v = _mm512_loadu_si512(at + 32 * (s * Q + line)), weight = weights(1 << line, 2 << line);
@@ -106,6 +107,7 @@ void tile_rows(const View& w, const Tables& x, int64_t tile, int64_t row, float*
       }
       ++segments;
     } while (block < group_end);
+    _mm_prefetch(at + kAhead, _MM_HINT_T0);
     for (int i = 0; i <= kSums; ++i, at += floats) {
       __m512 value = group_floats(w.half, at);
       if (!UNIFORM && i < kSums) value = _mm512_add_ps(value, value);

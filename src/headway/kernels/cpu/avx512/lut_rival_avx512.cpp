@@ -20,7 +20,9 @@ inline void dot(__m512i& acc, __m512i codes, const int8_t* quad) {
 struct Block {
   __m512i line[3];
   explicit Block(const uint8_t* at)
-      : line{_mm512_loadu_si512(at), _mm512_loadu_si512(at + 64), _mm512_loadu_si512(at + 128)} {}
+      : line{_mm512_loadu_si512(at), _mm512_loadu_si512(at + 64), _mm512_loadu_si512(at + 128)} {
+    for (int i = 0; i < 3; ++i) _mm_prefetch(at + 64 * i + kAhead, _MM_HINT_T0);
+  }
 };
 
 // Low two bits of `low`, third bit of `high`.
@@ -92,6 +94,7 @@ void integer(const RivalView& w, const RivalActs& x, float* y, int64_t begin, in
           sums.add(Block(at), codes);
       }
       const __m512 value = _mm512_mul_ps(_mm512_cvtepi32_ps(sums.total()), _mm512_set1_ps(x.scales[group]));
+      _mm_prefetch(at + kAhead, _MM_HINT_T0);
       acc = _mm512_fmadd_ps(halves(at), value, acc);
       acc = _mm512_fmadd_ps(halves(at + 32), _mm512_set1_ps(x.sums[group]), acc);
     }
@@ -124,6 +127,7 @@ void floats(const RivalView& w, const RivalActs& x, float* y, int64_t begin, int
         add(even, rest, from[30]);
         add(odd, _mm512_srli_epi32(rest, 3), from[31]);
       }
+      _mm_prefetch(at + kAhead, _MM_HINT_T0);
       acc = _mm512_fmadd_ps(halves(at), _mm512_add_ps(even, odd), acc);
       acc = _mm512_fmadd_ps(halves(at + 32), _mm512_set1_ps(x.sums[group]), acc);
     }

@@ -35,7 +35,9 @@ VBMI inline void add_segment(const uint8_t* at, const int8_t* entries, int64_t s
       asm("" : "+v"(low[n]), "+v"(high[n]));  // loaded once: the load ports are the scarce ones
     }
     for (int plane = 0; plane < Q; ++plane) {
-      __m512i v = _mm512_loadu_si512(at + 64 * (block * Q + plane));
+      const uint8_t* line = at + 64 * (block * Q + plane);
+      _mm_prefetch(line + kAhead, _MM_HINT_T0);
+      __m512i v = _mm512_loadu_si512(line);
       asm("" : "+v"(v));
       const __m512i weight = _mm512_set1_epi8(UNIFORM ? 1 << plane : 1);
       // (v & 15) | base, and the same of the high halves
@@ -99,6 +101,7 @@ VBMI void tile_rows(const View& w, const Tables& x, int64_t tile, int64_t row, f
       left_in_group -= count;
       ++segments;
     } while (left_in_group > 0);
+    _mm_prefetch(at + kAhead, _MM_HINT_T0);
     for (int i = 0; i <= kSums; ++i, at += floats) {
       __m512 value = group_floats(w.half, at);
       if (!UNIFORM && i < kSums) value = _mm512_add_ps(value, value);
@@ -127,6 +130,7 @@ VBMI void tile_one(const View& w, const Tables& x, int64_t tile, int64_t row, fl
       sum = s == 0 ? _mm512_set1_ps(segments[s].sum) : _mm512_add_ps(sum, _mm512_set1_ps(segments[s].sum));
     }
     at += SEGMENTS * BLOCKS * Q * 64;
+    _mm_prefetch(at + kAhead, _MM_HINT_T0);
     acc = _mm512_fmadd_ps(group_floats(w.half, at), part, acc);
     acc = _mm512_fmadd_ps(group_floats(w.half, at + floats), sum, acc);
     at += 2 * floats;
