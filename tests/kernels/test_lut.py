@@ -208,7 +208,7 @@ def test_rivals_multiply_the_same_weights(rival):
 def test_timing_gives_every_product_and_runs_the_kernels():
     w, x = weight(3, 32, 64, 32).native(), inputs(1, 64)
     before = _cpu.lut_counts()["looked_up"]
-    assert _cpu.time_matmul([w, w], x, 3, 1, True).shape == (3, 2)
-    assert _cpu.lut_counts()["looked_up"] - before == 3 * 2 * 2
+    assert _cpu.time_matmul([[w, w], [w]], x, 3, 1, True).shape == (3, 2)
+    assert _cpu.lut_counts()["looked_up"] - before == 3 * 3 * 2
     assert (_cpu.time_form(w, x, 4) >= 0).all()
-    assert _cpu.time_read([w, w], 4, 1).shape == (4, 2)
+    assert _cpu.time_read([[w, w], [w]], 4, 1).shape == (4, 2)

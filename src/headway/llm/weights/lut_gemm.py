@@ -8,6 +8,7 @@ the walk over a model's sites are shared (`quantizers*.py`, `calibration.py`, `t
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -148,10 +149,8 @@ def measured_crossover(bits: int, group_size: int) -> int:
     """Fewest rows from which the dense product takes under 0.9 of the look-ups' time on this machine; 0: never."""
     if group_size % 32:
         return 0  # groups of no whole blocks have no dense form
-    from headway.kernels.cpu import _cpu
-
     rng = np.random.default_rng(0)
-    rows, columns = 256, max(512, group_size)
+    rows, columns = 512, max(512, group_size)
     codes = rng.integers(0, 1 << bits, (rows, columns)).astype(np.uint8)
     scale = np.full((rows, group_count(columns, group_size)), 0.01, np.float16)
     looked, dense = (
@@ -161,11 +160,13 @@ def measured_crossover(bits: int, group_size: int) -> int:
     found = 0
     for batch in reversed(CROSSOVER_ROWS):
         x = rng.standard_normal((batch, columns), dtype=np.float32)
-        times = [np.inf, np.inf]
-        for _ in range(5):
+        least = [np.inf, np.inf]
+        for _ in range(9):
             for arm, native in enumerate((looked, dense)):
-                times[arm] = min(times[arm], float(_cpu.time_matmul([[native]], x, 3, 1, True).min()))
-        if times[1] > 0.9 * times[0]:
+                start = time.perf_counter()
+                native.matmul(x, threads=1)
+                least[arm] = min(least[arm], time.perf_counter() - start)
+        if least[1] > 0.9 * least[0]:
             break
         found = batch
     return found

@@ -1,13 +1,13 @@
 """Interleaved timing of the look-up kernels and their rivals, one product in cache or all layers in turn.
 
-Every product is timed on its own in native code (5 to 100 us), and a sample is the sum over the layers of the lower
-quartile of a few rounds: products during which another process took the core fall out, on a busy machine too.
+Every product is timed on its own in native code (5 to 100 us), and a sample is the sum over all products of the lower
+quartile of a few rounds: those during which another process took the core fall out, on a busy machine too.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,14 +15,14 @@ import numpy.typing as npt
 
 from headway.core.measure import AGAIN, Timing, conditions
 from headway.core.progress import Task
-from headway.core.statistics import median_ratio
+from headway.core.statistics import median_ratio, verdict
 from headway.core.weight import F32
 from headway.kernels.cpu import _cpu
 from headway.llm.weights.bitplanes import BitPlanes
 from headway.llm.weights.quantizers import AffineCodes, rtn
 
 Seconds = npt.NDArray[np.float64]
-"""Of each layer's product, (layers,)."""
+"""Of each group's product, (groups,)."""
 
 GROUP = 64
 BITS = (2, 3, 4)
@@ -40,63 +40,64 @@ Arms = Mapping[str, Callable[[], Seconds]]
 class Layers:
     """The linear layers of a model in their order: bit planes of 2, 3 and 4 bits, and the rivals' forms of the 3.
 
-    The codes are rounded to nearest: a kernel's time does not depend on them.
+    Layers that read the same activations (q, k, v; gate, up) stay together, as the runtime multiplies with them. The
+    codes are rounded to nearest: a kernel's time does not depend on them.
     """
 
-    def __init__(self, values: Sequence[F32], task: Task) -> None:
-        """values: one (out, in) matrix per layer."""
-        self.planes: dict[int, list[Any]] = {bits: [] for bits in BITS}
-        self.rivals: dict[str, list[Any]] = {name: [] for name in RIVALS}
-        widest = max(value.shape[1] for value in values)
-        self.x = np.random.default_rng(0).standard_normal((1, -(-widest // 64) * 64), dtype=np.float32)
-        for value in values:
+    def __init__(self, groups: Iterable[Sequence[F32]], task: Task) -> None:
+        """groups: the (out, in) matrices of layers that read the same activations, in the model's order."""
+        self.planes: dict[int, list[list[Any]]] = {bits: [] for bits in BITS}
+        self.rivals: dict[str, list[list[Any]]] = {name: [] for name in RIVALS}
+        for group in groups:
+            rounded = {bits: [rtn(value, bits, GROUP) for value in group] for bits in BITS}
             for bits in BITS:
-                codes = rtn(value, bits, GROUP)
-                self.planes[bits].append(_planes(codes))
-                if bits == 3:
-                    self._add_rivals(codes)
-            task.advance()
-
-    def _add_rivals(self, codes: AffineCodes) -> None:
-        scale, minimum = (np.asarray(a, np.float16).view(np.uint16) for a in (codes.scale, codes.minimum))
-        for kind, name in enumerate(RIVALS):
-            self.rivals[name].append(_cpu.pack_rival(kind, codes.codes, scale, minimum, GROUP))
+                self.planes[bits].append([_planes(codes) for codes in rounded[bits]])
+            for kind, name in enumerate(RIVALS):
+                self.rivals[name].append([_rival(kind, codes) for codes in rounded[3]])
+            task.advance(len(group))
+        self.widths = [group[0].shape[1] for group in self.planes[3]]
+        self.x = np.random.default_rng(0).standard_normal((1, -(-max(self.widths) // 64) * 64), dtype=np.float32)
 
     @property
     def nbytes(self) -> int:
         """Packed bytes of all layers at 3 bits."""
-        return sum(native.nbytes for native in self.planes[3])
+        return sum(native.nbytes for group in self.planes[3] for native in group)
 
-    def largest_within(self, limit_bytes: float) -> int:
-        """Index of the largest layer whose 3-bit form fits `limit_bytes` (the smallest layer, if none does)."""
-        sizes = [native.nbytes for native in self.planes[3]]
-        fitting = [size for size in sizes if size <= limit_bytes]
-        return sizes.index(max(fitting) if fitting else min(sizes))
+    def largest_within(self, limit_bytes: float) -> tuple[int, int]:
+        """(group, place) of the largest layer whose 3-bit form fits `limit_bytes` (the smallest, if none does)."""
+        sizes = {(g, i): native.nbytes for g, group in enumerate(self.planes[3]) for i, native in enumerate(group)}
+        fitting = {place: size for place, size in sizes.items() if size <= limit_bytes}
+        return max(fitting, key=lambda p: fitting[p]) if fitting else min(sizes, key=lambda p: sizes[p])
 
-    def in_cache(self, layer: int, passes: int = 8) -> Arms:
+    def in_cache(self, place: tuple[int, int], passes: int = 8) -> Arms:
         """One layer again and again on one thread: the median of `passes` products in a row."""
 
-        def hot(native: Any) -> Callable[[], Seconds]:
-            return lambda: np.median(_cpu.time_matmul([native], self.x, passes + 2, 1)[2:], axis=0)
+        def hot(groups: list[list[Any]]) -> Callable[[], Seconds]:
+            native = groups[place[0]][place[1]]
+            return lambda: np.median(_cpu.time_matmul([[native]], self.x, passes + 2, 1)[2:], axis=0)
 
-        arms = {name: hot(natives[layer]) for name, natives in self.rivals.items()}
-        return {**arms, LOOK_UP: hot(self.planes[3][layer])}
+        return {**{name: hot(groups) for name, groups in self.rivals.items()}, LOOK_UP: hot(self.planes[3])}
 
     def in_turn(self, threads: int) -> Arms:
         """All layers, each once: every arm evicts the others' weights, so they come from DRAM if caches are smaller."""
 
-        def walk(natives: list[Any]) -> Callable[[], Seconds]:
-            return lambda: _cpu.time_matmul(natives, self.x, 1, threads)[0]
+        def walk(groups: list[list[Any]]) -> Callable[[], Seconds]:
+            return lambda: _cpu.time_matmul(groups, self.x, 1, threads)[0]
 
-        arms = {name: walk(natives) for name, natives in self.rivals.items()}
-        arms |= {f"look-up, {bits} bits": walk(natives) for bits, natives in self.planes.items()}
+        arms = {name: walk(groups) for name, groups in self.rivals.items()}
+        arms |= {f"look-up, {bits} bits": walk(groups) for bits, groups in self.planes.items()}
         return {**arms, READ: lambda: _cpu.time_read(self.planes[3], 1, threads)[0]}
 
-    def tables_s(self, widths: Sequence[int]) -> float:
-        """Seconds of building the tables of one vector of each of these widths, on one thread."""
-        of_width = {native.shape[1]: native for native in self.planes[3]}
-        once = {width: float(np.median(_cpu.time_form(of_width[width], self.x, 200))) for width in set(widths)}
-        return sum(once[width] for width in widths)
+    def tables_s(self) -> float:
+        """Seconds of building all tables of one token, one vector for each group, on one thread."""
+        of_width = {group[0].shape[1]: group[0] for group in self.planes[3]}
+        once = {width: float(np.median(_cpu.time_form(native, self.x, 200))) for width, native in of_width.items()}
+        return sum(once[width] for width in self.widths)
+
+
+def _rival(kind: int, codes: AffineCodes) -> Any:
+    scale, minimum = (np.asarray(a, np.float16).view(np.uint16) for a in (codes.scale, codes.minimum))
+    return _cpu.pack_rival(kind, codes.codes, scale, minimum, GROUP)
 
 
 def _planes(codes: AffineCodes) -> Any:
@@ -127,3 +128,8 @@ def interleave(arms: Arms, baseline: str, samples: int, seed: int, task: Task) -
 def ratio(timing: Timing, arm: str, to: str) -> float:
     """Median of the paired ratios of time, arm / to."""
     return median_ratio(timing.samples[arm], timing.samples[to]).value
+
+
+def slower(timing: Timing, arm: str, to: str) -> bool:
+    """Whether `arm` takes more time than `to` beyond the interval and the noise floor."""
+    return verdict(median_ratio(timing.samples[arm], timing.samples[to]), timing.noise_floor or 0.0) == "slower"

@@ -56,11 +56,12 @@ def prove(context: ProofContext) -> Evidence:
     evidence.model = {"name": model.name, "fingerprint": model.fingerprint()}
     exactness(evidence, context.seed)
     linear = [site for site in model.sites() if site.kind == "linear"]
+    starts = [i for i, site in enumerate(linear) if site.name.rsplit(".")[-1] in ("q", "o", "gate", "down")]
+    groups = (linear[start:end] for start, end in itertools.pairwise([*starts, len(linear)]))
     with context.progress.task("packing the layers for every kernel", len(linear)) as task:
-        layers = bench.Layers([model.weight(site.name).dequantize() for site in linear], task)
+        layers = bench.Layers(([model.weight(site.name).dequantize() for site in group] for group in groups), task)
     kernels(evidence, layers, context, threads)
-    widths = [site.in_features for site in linear if site.name.rsplit(".")[-1] in ("q", "o", "gate", "down")]
-    decode(evidence, model.with_runtime("native", threads), layers.tables_s(widths), context)
+    decode(evidence, model.with_runtime("native", threads), layers.tables_s(), context)
     quality(evidence, model, context)
     return evidence
 
@@ -127,14 +128,16 @@ def kernels(evidence: Evidence, layers: bench.Layers, context: ProofContext, thr
     largest = max((level.holds_bytes for level in context.target.memory[:-1]), default=0)
     evidence.notes.append(
         f"all layers in turn: {layers.nbytes / 1e6:.1f} MB an arm, {len(timing.samples)} arms one after another, "
-        f"over caches of {largest / 1e6:.1f} MB; kernels: {_cpu.lut_level(layers.planes[3][0])}"
+        f"over caches of {largest / 1e6:.1f} MB; kernels: {_cpu.lut_level(layers.planes[3][0][0])}"
     )
 
 
-def _roof(evidence: Evidence, layers: bench.Layers, cached: Timing, timing: Timing, hot: int, threads: int) -> None:
+def _roof(
+    evidence: Evidence, layers: bench.Layers, cached: Timing, timing: Timing, hot: tuple[int, int], threads: int
+) -> None:
     rate = layers.nbytes / timing.median_s(LOOK_UP)
     read = layers.nbytes / timing.median_s(READ)
-    own = layers.planes[3][hot].nbytes / cached.median_s(LOOK_UP) * threads
+    own = layers.planes[3][hot[0]][hot[1]].nbytes / cached.median_s(LOOK_UP) * threads
     share = rate / min(read, own)
     evidence.bar(
         "roof: bytes/s of all layers over the lower of plain read and own rate in cache", "", ">= 0.60",
@@ -156,9 +159,10 @@ def _rivals(evidence: Evidence, cached: Timing, timing: Timing, alone: Timing) -
         in_cache <= limit,
     )  # fmt: skip
     integer, strongest = ratio(timing, LOOK_UP, INTEGER), ratio(timing, LOOK_UP, IN_PLACE)
+    level = integer <= 1.0 or not bench.slower(timing, LOOK_UP, INTEGER)
     evidence.bar(
-        "speed: all layers, time over the int8 rival's", "both near the roof", "<= 1.00",
-        f"{integer:.2f} ({strongest:.2f} of the strongest)", integer <= 1.0,
+        "speed: all layers, time over the int8 rival's", "both at the roof", "<= 1.00, or no slower than the noise",
+        f"{integer:.2f} ({strongest:.2f} of the strongest)", level,
     )  # fmt: skip
     # Nobody can be faster than 75 % of the plain read asks: where the float rival itself is near that, so is the bar.
     floating, roof = ratio(timing, LOOK_UP, FLOAT), ratio(timing, READ, FLOAT) / 0.75
