@@ -22,10 +22,6 @@ struct IntActs {
 HEADWAY_INLINE IntActs int_acts(const void* acts, int64_t rows, int64_t blocks, int64_t parts) {
   return {(const int8_t*)acts, (const char*)acts + int8_codes_bytes(rows, blocks), rows, parts};
 }
-HEADWAY_INLINE const float* meta_row(const IntActs& a, int64_t block, int64_t which) {
-  return (const float*)a.meta + (block * (1 + 2 * a.parts) + which) * a.rows;
-}
-
 static void quantise(const float* x, int64_t ldx, int64_t rows, int64_t blocks, int64_t parts, int64_t begin,
                      int64_t end, void* out) {
   int8_t* codes = (int8_t*)out;
@@ -74,59 +70,71 @@ template <bool WIDE> HEADWAY_INLINE F header_load(const uint8_t* p) {
   else return load_f16((const uint16_t*)p);
 }
 
+// The products of one block of 32 columns, or of its half `part` where groups have 16.
+template <int BITS, int PARTS, bool UNPACKED, int COLS>
+HEADWAY_INLINE void int_dots(const uint8_t* codes, const int8_t* x, int64_t rows, int part, Dot<BITS>* dots) {
+  for (int c = 0; c < COLS; ++c) Dot<BITS>::init(dots[c]);
+  if constexpr (BITS == 4 && !UNPACKED) {
+    for (int j = 0; j < 4; ++j) {
+      const Codes both = load_codes(codes + j * 64);
+      if (PARTS == 1 || part == 0)
+        for (int c = 0; c < COLS; ++c) Dot<BITS>::add(dots[c], low(both), x + (j * rows + c) * 4);
+      if (PARTS == 1 || part == 1)
+        for (int c = 0; c < COLS; ++c) Dot<BITS>::add(dots[c], high(both), x + ((4 + j) * rows + c) * 4);
+    }
+  } else {
+    constexpr int quads = PARTS == 2 ? 4 : 8;
+    const auto quad = [&](int j) __attribute__((always_inline)) {
+      const Codes line = load_codes(codes + j * 64);
+      for (int c = 0; c < COLS; ++c) Dot<BITS>::add(dots[c], line, x + (j * rows + c) * 4);
+    };
+    if constexpr (UNPACKED) {  // from the first-level cache: a short loop wins
+#pragma GCC unroll 1
+      for (int j = part * quads; j < (part + 1) * quads; ++j) quad(j);
+    } else {
+      for (int j = part * quads; j < (part + 1) * quads; ++j) quad(j);
+    }
+  }
+}
+
 // COLS activation rows, from row `r`, against one tile of BITS-bit codes; UNPACKED: 4-bit codes already one per byte.
 template <int BITS, int PARTS, bool WIDE, bool MIN, bool UNPACKED, int COLS>
 HEADWAY_INLINE void int_block(const IntTiles* w, const uint8_t* p, const uint8_t* lines, const IntActs& acts,
                               int64_t r, float* y, int64_t ldy, int64_t tile_rows) {
   constexpr int header = header_bytes<WIDE, MIN>();
-  constexpr int code_bytes = BITS == 4 ? 256 : 512;
-  const int64_t per_group = PARTS == 2 ? 1 : w->group / 32;
-  const int64_t rows = acts.rows;
+  const int64_t rows = acts.rows, per_group = PARTS == 2 ? 1 : w->group / 32;
   const F minus_zero = set1(-(float)w->zero);
   const bool shifted = w->zero != 0;
+  const int8_t* x = acts.codes + r * 4;
+  const float* meta = (const float*)acts.meta + r;
   F acc[COLS];
   for (int c = 0; c < COLS; ++c) acc[c] = zero();
-  int64_t left = 0;
-  F scale[PARTS], minimum[PARTS];
-  for (int64_t b = 0; b < w->blocks; ++b) {
-    if (left == 0) {
-      left = per_group;
-      for (int s = 0; s < PARTS; ++s, p += header) {
-        scale[s] = header_load<WIDE>(p);
-        if constexpr (MIN) minimum[s] = header_load<WIDE>(p + header / 2);
-      }
+  for (int64_t left = w->blocks; left > 0;) {
+    F scale[PARTS], minimum[PARTS];
+    for (int s = 0; s < PARTS; ++s, p += header) {
+      scale[s] = header_load<WIDE>(p);
+      if constexpr (MIN) minimum[s] = header_load<WIDE>(p + header / 2);
     }
-    --left;
-    const uint8_t* codes = UNPACKED ? lines + b * 512 : p;
-    p += code_bytes;
-    const int8_t* x = acts.codes + (b * 8 * rows + r) * 4;
-    const float* meta = meta_row(acts, b, 0) + r;
-    Dot<BITS> dots[COLS];
-    for (int s = 0; s < PARTS; ++s) {
-      for (int c = 0; c < COLS; ++c) Dot<BITS>::init(dots[c]);
-      if constexpr (BITS == 4 && !UNPACKED) {
-        for (int j = 0; j < 4; ++j) {
-          const Codes both = load_codes(codes + j * 64);
-          if (PARTS == 1 || s == 0)
-            for (int c = 0; c < COLS; ++c) Dot<BITS>::add(dots[c], low(both), x + (j * rows + c) * 4);
-          if (PARTS == 1 || s == 1)
-            for (int c = 0; c < COLS; ++c) Dot<BITS>::add(dots[c], high(both), x + ((4 + j) * rows + c) * 4);
-        }
-      } else {
-        constexpr int quads = PARTS == 2 ? 4 : 8;
-        for (int j = s * quads; j < (s + 1) * quads; ++j) {
-          const Codes line = load_codes(codes + j * 64);
-          for (int c = 0; c < COLS; ++c) Dot<BITS>::add(dots[c], line, x + (j * rows + c) * 4);
+    int64_t n = per_group < left ? per_group : left;
+    left -= n;
+    do {
+      const uint8_t* codes = UNPACKED ? lines : p;
+      for (int s = 0; s < PARTS; ++s) {
+        Dot<BITS> dots[COLS];
+        int_dots<BITS, PARTS, UNPACKED, COLS>(codes, x, rows, s, dots);
+        const float* sums = meta + (1 + PARTS + s) * rows;
+        for (int c = 0; c < COLS; ++c) {
+          F value = to_float(Dot<BITS>::total(dots[c]));
+          if (shifted) value = fma(minus_zero, set1(sums[c]), value);  // whole numbers below 2^24: exact
+          acc[c] = fma(scale[s] * set1(meta[c]), value, acc[c]);
+          if constexpr (MIN) acc[c] = fma(minimum[s], set1(meta[(1 + s) * rows + c]), acc[c]);
         }
       }
-      const float* sums = meta + (1 + PARTS + s) * rows;
-      for (int c = 0; c < COLS; ++c) {
-        F value = to_float(Dot<BITS>::total(dots[c]));
-        if (shifted) value = fma(minus_zero, set1(sums[c]), value);  // whole numbers below 2^24: exact
-        acc[c] = fma(scale[s] * set1(meta[c]), value, acc[c]);
-        if constexpr (MIN) acc[c] = fma(minimum[s], set1(meta[(1 + s) * rows + c]), acc[c]);
-      }
-    }
+      p += BITS == 4 ? 256 : 512;
+      lines += 512;
+      x += 32 * rows;
+      meta += (1 + 2 * PARTS) * rows;
+    } while (--n);
   }
   for (int c = 0; c < COLS; ++c) store_rows(y + c * ldy, acc[c], tile_rows);
 }
@@ -161,14 +169,19 @@ static void int_tiles(const IntTiles* w, const void* a, int64_t rows, float* y, 
         int_block<BITS, PARTS, WIDE, MIN, unpacked, kIntColumns>(w, p, lines, acts, r, to + r * ldy, ldy, tile_rows);
     }
     for (; r + kIntColumns <= rows; r += kIntColumns)
-      int_block<BITS, PARTS, WIDE, MIN, false, kIntColumns>(w, p, nullptr, acts, r, to + r * ldy, ldy, tile_rows);
+      int_block<BITS, PARTS, WIDE, MIN, false, kIntColumns>(w, p, lines, acts, r, to + r * ldy, ldy, tile_rows);
     if constexpr (kIntColumns > 4)
       for (; r + 4 <= rows; r += 4)
-        int_block<BITS, PARTS, WIDE, MIN, false, 4>(w, p, nullptr, acts, r, to + r * ldy, ldy, tile_rows);
+        int_block<BITS, PARTS, WIDE, MIN, false, 4>(w, p, lines, acts, r, to + r * ldy, ldy, tile_rows);
     for (; r + 2 <= rows; r += 2)
-      int_block<BITS, PARTS, WIDE, MIN, false, 2>(w, p, nullptr, acts, r, to + r * ldy, ldy, tile_rows);
+      int_block<BITS, PARTS, WIDE, MIN, false, 2>(w, p, lines, acts, r, to + r * ldy, ldy, tile_rows);
+    if (rows == 1) {
+      const IntActs row = {acts.codes, acts.meta, 1, PARTS};  // the compiler sees the strides
+      int_block<BITS, PARTS, WIDE, MIN, false, 1>(w, p, lines, row, 0, to, ldy, tile_rows);
+      continue;
+    }
     for (; r < rows; ++r)
-      int_block<BITS, PARTS, WIDE, MIN, false, 1>(w, p, nullptr, acts, r, to + r * ldy, ldy, tile_rows);
+      int_block<BITS, PARTS, WIDE, MIN, false, 1>(w, p, lines, acts, r, to + r * ldy, ldy, tile_rows);
   }
 }
 
