@@ -20,8 +20,8 @@ class Candidate:
     recipe: Recipe
     predicted: Mapping[str, float] = field(default_factory=dict)
     measured: Mapping[str, float] = field(default_factory=dict)
-    raw_loss: float = 0.0
-    """Predicted loss before any correction by what was measured."""
+    raw_loss: Mapping[str, float] = field(default_factory=dict)
+    """Predicted loss by kind of site, before any correction by what was measured."""
 
     def with_measured(self, **metrics: float) -> Candidate:
         return replace(self, measured={**self.measured, **metrics})

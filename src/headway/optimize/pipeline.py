@@ -27,7 +27,9 @@ from headway.optimize.search import Corrections, Space, propose
 from headway.optimize.subject import Subject
 from headway.optimize.subjects import make_subject, stored_forms
 
-PROPOSED = 8
+EXPLORED = 5
+"""Recipes of the first ladder."""
+PROPOSED = 6
 """Candidates of one round that are applied and scored on little data."""
 SURVIVORS = 3
 """Of those, how many are measured in full."""
@@ -35,6 +37,8 @@ WORTH = 0.01
 """A proposal is worth a round when it is predicted to better the best so far by this share."""
 ROUNDS = 4
 PROOF_ROUNDS = 40
+LEAST_LOSS = 1e-3
+"""-ln quality below which a candidate says nothing of the losses predicted."""
 
 
 def optimize(request: Request) -> Result:
@@ -43,6 +47,7 @@ def optimize(request: Request) -> Result:
     baseline = search.measure([Candidate(UNMODIFIED)])[0]
     space = make_space(search.subject, search.context, request)
     search.learn()
+    search.explore(space)
     while search.goes_on():
         proposals = search.promising(space)
         if not proposals:
@@ -93,14 +98,24 @@ class Search:
         return cls(request, subject, context, Bench(subject, context), deadline, corrections=corrections)
 
     def goes_on(self) -> bool:
-        return self.rounds < ROUNDS and time.monotonic() < self.deadline
+        """Whether there are rounds and time left; one round is always had."""
+        return not self.rounds or (self.rounds < ROUNDS and time.monotonic() < self.deadline)
 
-    def promising(self, space: Space) -> list[Candidate]:
-        """Proposals not measured yet that are predicted to better the best so far; none when nothing would."""
+    def explore(self, space: Space) -> None:
+        """Score a ladder of recipes on little data, to learn what a predicted loss costs in quality here."""
+        units = max(1, self.subject.units("search") // 4)
+        ladder = spread(self._propose(space), EXPLORED, self.request)
+        self._learn_loss(
+            [
+                candidate.with_measured(**self.bench.quality(candidate.recipe, "search", units, full=True))
+                for candidate in self.request.progress.track(ladder, f"exploring: quality of {len(ladder)} recipes")
+            ]
+        )
+
+    def _propose(self, space: Space) -> list[Candidate]:
         request = self.request
-        self.rounds += 1
-        with request.progress.task(f"round {self.rounds}: predicting recipes"):
-            proposals = propose(
+        with request.progress.task("predicting recipes"):
+            return propose(
                 space,
                 self.subject,
                 self.context.target,
@@ -111,6 +126,12 @@ class Search:
                 6 * PROPOSED,
                 request.seed + self.rounds,
             )
+
+    def promising(self, space: Space) -> list[Candidate]:
+        """Proposals not measured yet that are predicted to better the best so far; none when nothing would."""
+        request = self.request
+        self.rounds += 1
+        proposals = self._propose(space)
         known = {str(candidate.recipe) for candidate in self.measured}
         fresh = [candidate for candidate in proposals if str(candidate.recipe) not in known]
         if self.rounds == 1:
@@ -163,19 +184,19 @@ class Search:
         self.corrections = replace(self.corrections, metrics=metrics)
 
     def _learn_loss(self, candidates: Sequence[Candidate]) -> None:
-        """The median of measured over predicted loss, of the recipes that lose enough to tell."""
-        ratios = [
-            -math.log(max(candidate.measured["quality"], 1e-6)) / candidate.raw_loss**self.subject.loss_power
+        """What predicted losses cost in quality, by kind of site, and how wide the quality's interval is."""
+        offset = max(-math.log(self.measured[0].measured["quality"]), 0.0)
+        runs = [
+            MeasuredRun(candidate.raw_loss, lost ** (1.0 / self.subject.loss_power))
             for candidate in candidates
-            if candidate.raw_loss > 0 and candidate.measured.get("quality", 1.0) < 0.999
+            if (lost := -math.log(max(candidate.measured["quality"], 1e-6)) - offset) > LEAST_LOSS
         ]
+        self.corrections = replace(self.corrections, offset=offset, loss=learn(runs) if runs else self.corrections.loss)
         margins = [
             math.log(candidate.measured["quality_low"]) / math.log(candidate.measured["quality"])
             for candidate in candidates
             if candidate.measured.get("quality_low", 0.0) > 0 and candidate.measured["quality"] < 0.999
         ]
-        if ratios:
-            self.corrections = replace(self.corrections, loss=max(statistics.median(ratios), 1e-9))
         if margins:
             self.corrections = replace(self.corrections, margin=min(max(statistics.median(margins), 1.0), 10.0))
 

@@ -32,9 +32,12 @@ class Space:
 
 @dataclass(frozen=True)
 class Corrections:
-    """What measured candidates taught: measured over predicted loss, and a correction of each metric's parts."""
+    """What measured candidates taught of losses, and a correction of each metric's parts."""
 
-    loss: float = 1.0
+    loss: Correction = NONE
+    """Measured over predicted loss, by kind of site: a tied head also feeds the network, which no term predicts."""
+    offset: float = 0.0
+    """-ln quality of the unmodified model: its kernels are not exact either."""
     power: float = 1.0
     """`Subject.loss_power`."""
     metrics: Mapping[str, Correction] = field(default_factory=dict)
@@ -45,13 +48,16 @@ class Corrections:
         """Metric -> its corrected sum."""
         return {metric: self.metrics.get(metric, NONE)(values) for metric, values in parts.items()}
 
-    def quality(self, raw_loss: float) -> float:
-        """Quality that a predicted loss means."""
-        return math.exp(-self.loss * raw_loss**self.power)
+    def quality(self, raw_loss: Mapping[str, float]) -> float:
+        """Quality that predicted losses mean."""
+        return math.exp(-self.offset - self.loss(raw_loss) ** self.power)
 
-    def raw_limit(self, lost: float) -> float:
-        """The predicted loss at which -ln quality is `lost`."""
-        return float((lost / self.loss) ** (1.0 / self.power))
+    def limit(self, lost: float) -> float:
+        """The corrected loss at which -ln quality is `lost`."""
+        return float(max(lost - self.offset, 1e-9) ** (1.0 / self.power))
+
+    def factor(self, kind: str) -> float:
+        return self.loss.factors.get(kind, self.loss.common)
 
 
 def propose(
@@ -116,9 +122,9 @@ def predict(
     corrections: Corrections,
 ) -> Candidate:
     """The cheapest allocation within a loss, as a candidate with corrected predictions."""
-    picked = table.allocate(cost, corrections.raw_limit(loss_limit))
+    picked = table.scaled(corrections.factor).allocate(cost, corrections.limit(loss_limit))
     predicted = subject.predict(target, table.stored(picked), threads)
-    loss = table.total(table.loss, picked)
+    loss = table.by_kind(picked)
     metrics = {**corrections.apply(predicted), "quality": corrections.quality(loss)}
     metrics["quality_low"] = metrics["quality"] ** corrections.margin
     return Candidate(space.fixed + table.recipe(picked) + Recipe(tuple(policies)), metrics, raw_loss=loss)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,18 @@ class ChoiceTable:
         mask[0] = True
         loss = np.where(mask[None, :], self.loss, np.inf)
         return ChoiceTable(self.sites, self.choices, loss, self.nbytes, self.seconds, self.forms)
+
+    def scaled(self, factor: Callable[[str], float]) -> ChoiceTable:
+        """The same table with the loss of every site times the factor of its kind."""
+        loss = self.loss * np.array([factor(site.kind) for site in self.sites])[:, None]
+        return replace(self, loss=loss)
+
+    def by_kind(self, picked: npt.NDArray[np.intp]) -> dict[str, float]:
+        """Summed loss of an allocation by kind of site."""
+        sums: dict[str, float] = {}
+        for row, (site, choice) in enumerate(zip(self.sites, picked, strict=True)):
+            sums[site.kind] = sums.get(site.kind, 0.0) + float(self.loss[row, choice])
+        return sums
 
     def allocate(self, cost: F64, loss_limit: float) -> npt.NDArray[np.intp]:
         """One choice per site with the least summed `cost` (sites, choices) and a summed loss within `loss_limit`.
