@@ -63,10 +63,14 @@ def violations(candidate: Candidate, budget: Budget) -> list[Violation]:
 
 
 def worst_miss(candidate: Candidate, budget: Budget) -> float:
-    """The largest relative miss of the budget, quality taken at the low end of its interval (0: safely within)."""
+    """The largest relative miss of the budget (0: safely within).
+
+    Quality is taken half-way to the low end of its interval: about five times in six held-out data is no worse.
+    """
     known = candidate.best_known()
-    low = {**known, "quality": known.get("quality_low", known.get("quality", 0.0))}
-    return max((violation.missed_by for violation in budget.check(low)), default=0.0)
+    quality = known.get("quality", 0.0)
+    safe = {**known, "quality": (quality + known.get("quality_low", quality)) / 2}
+    return max((violation.missed_by for violation in budget.check(safe)), default=0.0)
 
 
 def choose(candidates: Sequence[Candidate], budget: Budget, objective: Objective) -> tuple[Candidate, bool]:

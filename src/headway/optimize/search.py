@@ -144,5 +144,5 @@ def _aims(budget: Budget, margin: float) -> list[float]:
     ladder = list(np.geomspace(3e-3, 0.5, 8))
     for limit in budget.limits:
         if limit.metric == "quality" and 0.0 < limit.value < 1.0:
-            ladder = [-math.log(limit.value) / margin * share for share in (0.97, 0.85, 0.7, 0.5)] + ladder
+            ladder = [-math.log(limit.value) * 2 / (1 + margin) * share for share in (0.97, 0.85, 0.7, 0.5)] + ladder
     return ladder
