@@ -99,7 +99,7 @@ def test_quantisation_that_is_only_pretended_is_found_out(context, monkeypatch):
 def test_feedback_that_is_switched_off_misses_its_bar(context, monkeypatch):
     monkeypatch.setattr(quality, "CASES", quality.CASES[:2])
     monkeypatch.setattr(
-        "headway.llm.weights.lut_gemm.gptq", lambda w, hessian, bits, group, threads: rtn(w, bits, group)
+        "headway.llm.weights.lut_gemm.gptq", lambda w, hessian, bits, group, **more: rtn(w, bits, group)
     )
     evidence = empty()
     quality.quality(evidence, context.load(""), context)
