@@ -13,6 +13,10 @@ namespace {
 
 constexpr int64_t kUnpackRows = 32;  // from here on 4-bit codes are unpacked once for all activation rows
 
+// Bytes that packed codes are fetched ahead of their use: without it one core reads 0.74 of what it can, with it 0.87
+// (Zen 5; 4 to 32 KiB are alike). It reaches into the next tiles, and at a matrix's end into what lies behind it.
+constexpr int kAhead = 8192;
+
 struct IntActs {
   const int8_t* codes;
   const char* meta;
@@ -119,6 +123,8 @@ HEADWAY_INLINE void int_block(const IntTiles* w, const uint8_t* p, const uint8_t
     left -= n;
     do {
       const uint8_t* codes = UNPACKED ? lines : p;
+      if constexpr (!UNPACKED)
+        for (int j = 0; j < (BITS == 4 ? 320 : 576); j += 64) __builtin_prefetch(p + kAhead + j, 0, 3);
       for (int s = 0; s < PARTS; ++s) {
         Dot<BITS> dots[COLS];
         int_dots<BITS, PARTS, UNPACKED, COLS>(codes, x, rows, s, dots);
