@@ -1,0 +1,66 @@
+"""`bench` and `apply` on a tiny model: every engine timed in one run, every sample kept, artifacts that load."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_models import TinyFolder
+
+import headway
+from headway.cli.main import main
+from headway.core.errors import BadInput
+from headway.core.ledger import Ledger
+from headway.optimize.api import machine
+from headway.optimize.bench import bench
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HEADWAY_HOME", str(tmp_path / "home"))
+    return TinyFolder(tmp_path / "tiny").path
+
+
+def test_engines_are_timed_in_one_run(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["bench", str(tiny), "--against", "torch", "--prefill", "16", "--decode", "8", "--context", "8"]
+    assert main([*words, "--batch", "1,2", "--json", "--threads", "1"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    rows = document["engines"]
+    assert [(row["engine"], row["batch"]) for row in rows] == [
+        ("headway", 1),
+        ("torch", 1),
+        ("headway", 2),
+        ("torch", 2),
+    ]
+    assert all(row["decode_tok_s"] > 0 and row["prefill_tok_s"] > 0 and row["samples"] for row in rows)
+    assert {series["arm"] for series in document["evidence"]["series"]} == {"headway", "again", "torch"}
+    assert Ledger.open().all("tiny", "bench") or Ledger.open().all(experiment="bench")
+
+
+def test_engines_decode_the_same_tokens(tiny: Path) -> None:
+    model = headway.load(str(tiny)).with_runtime("exact")
+    tokens = np.array([1, 5, 9, 2])
+    torch_model = model.with_runtime("torch")
+    assert np.allclose(model.logits(tokens), torch_model.logits(tokens), rtol=1e-4, atol=1e-4)
+
+
+def test_what_cannot_be_timed_is_refused(tiny: Path) -> None:
+    model = headway.load(str(tiny))
+    with pytest.raises(BadInput, match="no peer"):
+        bench(model, machine(), against=["vllm"])
+    with pytest.raises(BadInput, match="context"):
+        bench(model, machine(), prefill=10**6)
+
+
+def test_a_recipe_is_applied_measured_and_saved(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["apply", "int4(quantizer=rtn)", str(tiny), "-o", str(tmp_path / "out"), "--threads", "1"]
+    assert main([*words, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["winner"]["recipe"] == [{"system": "int4", "settings": {"quantizer": "rtn"}}]
+    loaded = headway.load(str(tmp_path / "out"))
+    again = headway.apply("int4(quantizer=rtn)", str(tiny), threads=1)
+    assert np.array_equal(loaded.logits([1, 2, 3]), again.logits([1, 2, 3]))
+    assert main(["report", str(tmp_path / "out"), "-o", str(tmp_path / "report.html")]) == 0
+    assert (tmp_path / "report.html").stat().st_size > 100_000
