@@ -49,15 +49,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     verb = words[0]
     try:
-        return _run(verb, words[1:])
+        code = _run(verb, words[1:])
     except KeyboardInterrupt:
-        print(
-            "headway: interrupted; everything measured so far is kept, run the same command to go on", file=sys.stderr
-        )
-        return 130
+        code = 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    if code == 130:  # also what the parser gives for Ctrl-C
+        print(
+            "headway: interrupted; everything measured so far is kept, run the same command to go on", file=sys.stderr
+        )
+    return code
 
 
 def _run(verb: str, words: list[str]) -> int:
@@ -77,6 +79,14 @@ def _run(verb: str, words: list[str]) -> int:
             raise
         print("headway: " + " ".join(str(error).split()), file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:
+        raise
+    except (OSError, MemoryError, RecursionError, TypeError, ValueError) as error:
+        if os.environ.get("HEADWAY_TRACEBACK"):
+            raise
+        said = " ".join(str(error).split())[:300] or type(error).__name__
+        print(f"headway: {verb}: {said}; check what was given, or see where with -v", file=sys.stderr)
+        return 3 if isinstance(error, MemoryError) else 2
 
 
 def _call(verb: str, words: list[str]) -> int:

@@ -230,7 +230,7 @@ def model_card(model: Model, recipe_toml: str, evidence: Evidence) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in evidence.versions.items())
     return f"""# {model.name}
 
-A {model.task} model made by [Headway]({_HOME}) from `{source}` with the recipe below.
+A {model.task} model made by Headway from `{source}` with the recipe below.
 The terms of the original model hold for it too.
 
 ## Use
@@ -255,6 +255,3 @@ model = headway.load("path/to/this/folder")
 
 Weights: {model.size_bytes()} bytes. Every sample is in `evidence.json`. Versions: {versions}.
 """
-
-
-_HOME = "https://pypi.org/project/headway/"

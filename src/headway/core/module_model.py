@@ -108,7 +108,7 @@ class ModuleModel(Model):
     def save(self, folder: Path) -> None:
         from headway.core.module_files import save_module
 
-        save_module(self, folder)
+        save_module(self, Path(folder))
 
     @classmethod
     def load(

@@ -107,6 +107,8 @@ def docstrings() -> Iterator[str]:
 
 def split_text(path: str | Path) -> Texts:
     """A user's text in three parts: the first half calibrates, a quarter guides the search, a quarter is held out."""
+    if not Path(path).is_file():
+        raise BadInput(f"no text file {str(path)!r}", "give a plain text file")
     try:
         text = read_bytes(path, limit=TEXT_LIMIT).decode()
     except UnicodeDecodeError as error:

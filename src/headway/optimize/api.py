@@ -104,8 +104,10 @@ def context_for(model: Model, workload: Workload, threads: int, seed: int, progr
     """What systems may use besides the model, calibration inputs included."""
     from headway.optimize.subjects import make_subject
 
-    subject = make_subject(model, workload)
-    return Context(machine(progress), subject.calibration(), StepCache(), threads, seed, progress)
+    bare = model.task != "language" and workload.data is None and getattr(model, "workload_of", None) is None
+    # A module that brings no data is calibrated on the sample it was loaded with.
+    calibration = [getattr(model, "sample")] if bare else make_subject(model, workload).calibration()  # noqa: B009
+    return Context(machine(progress), calibration, StepCache(), threads, seed, progress)
 
 
 def apply(

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from headway.core.errors import BadInput, need_extra
+from headway.core.errors import BadFile, BadInput, Lacking, need_extra
 from headway.core.model import Model
 from headway.core.packaged import PACKAGED
 
@@ -39,6 +39,8 @@ def load(source: Any, sample: Any = None) -> Model:
         raise BadInput(f"no model {text!r}: neither a packaged name nor a path", mend)
     if (path / "headway.json").is_file():
         return _from_artifact(path)
+    if (path / "recipe.toml").exists() or (path / "weights").is_dir():
+        raise BadFile(path / "headway.json", 0, "the artifact's manifest is missing", "fetch the artifact again, whole")
     from headway.llm.load import load as load_language_model
 
     return load_language_model(path)
@@ -83,7 +85,7 @@ def _from_timm(name: str, sample: Any) -> Model:
     try:
         import timm
     except ModuleNotFoundError:
-        raise need_extra("timm", "timm") from None
+        raise Lacking("the Python package 'timm' is not installed", "run: pip install --no-deps timm") from None
     import torch
 
     if name not in timm.list_models():
