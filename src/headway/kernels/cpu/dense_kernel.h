@@ -14,19 +14,27 @@ template <int STORAGE> HEADWAY_INLINE F dense_load(const void* p, int64_t at) {
   else return load_bf16((const uint16_t*)p + at);
 }
 
+constexpr int64_t kDenseAhead = 4096;  // bytes fetched ahead of a stream of tiles
+
+template <int STORAGE> HEADWAY_INLINE void dense_fetch(const void* p, int64_t k) {
+  constexpr int64_t step = STORAGE == 0 ? 64 : 32;
+  if (step == 64 || k % 2 == 0) __builtin_prefetch((const char*)p + k * step + kDenseAhead, 0, 3);
+}
+
 HEADWAY_INLINE void store_rows(float* y, F a, int64_t n) {
   if (n >= 16) store(y, a);
   else store_part(y, a, (int)n);
 }
 
-// COLS activation rows against one tile.
-template <int STORAGE, int COLS>
+// COLS activation rows against one tile. FETCH: the tile comes from memory, not from a cache.
+template <int STORAGE, int COLS, bool FETCH>
 HEADWAY_INLINE void dense_block(const void* w, int64_t cols, const float* x, int64_t ldx, float* y, int64_t ldy,
                                 int64_t tile_rows, bool accumulate) {
   F acc[COLS];
   for (int c = 0; c < COLS; ++c)
     acc[c] = accumulate ? (tile_rows >= 16 ? load(y + c * ldy) : load_part(y + c * ldy, (int)tile_rows)) : zero();
   for (int64_t k = 0; k < cols; ++k) {
+    if constexpr (FETCH) dense_fetch<STORAGE>(w, k);
     const F v = dense_load<STORAGE>(w, k * 16);
     for (int c = 0; c < COLS; ++c) acc[c] = fma(v, set1(x[c * ldx + k]), acc[c]);
   }
@@ -37,12 +45,16 @@ template <int STORAGE>
 static void dense_tile(const void* w, int64_t cols, const float* x, int64_t ldx, int64_t rows, float* y, int64_t ldy,
                        int64_t tile_rows, bool accumulate) {
   int64_t r = 0;
+  if (rows >= kDenseColumns) {
+    dense_block<STORAGE, kDenseColumns, true>(w, cols, x, ldx, y, ldy, tile_rows, accumulate);
+    r = kDenseColumns;
+  }
   for (; r + kDenseColumns <= rows; r += kDenseColumns)
-    dense_block<STORAGE, kDenseColumns>(w, cols, x + r * ldx, ldx, y + r * ldy, ldy, tile_rows, accumulate);
+    dense_block<STORAGE, kDenseColumns, false>(w, cols, x + r * ldx, ldx, y + r * ldy, ldy, tile_rows, accumulate);
   for (; r + 2 <= rows; r += 2)
-    dense_block<STORAGE, 2>(w, cols, x + r * ldx, ldx, y + r * ldy, ldy, tile_rows, accumulate);
+    dense_block<STORAGE, 2, true>(w, cols, x + r * ldx, ldx, y + r * ldy, ldy, tile_rows, accumulate);
   for (; r < rows; ++r)
-    dense_block<STORAGE, 1>(w, cols, x + r * ldx, ldx, y + r * ldy, ldy, tile_rows, accumulate);
+    dense_block<STORAGE, 1, true>(w, cols, x + r * ldx, ldx, y + r * ldy, ldy, tile_rows, accumulate);
 }
 
 static void dense_panel(const float* panel, int64_t cols, const float* x, int64_t ldx, int64_t rows, float* y,
@@ -62,8 +74,11 @@ static void dense_tiles(const void* data, int64_t cols, int64_t out, const float
       for (int t = 0; t < kDenseTiles; ++t) acc[t] = zero();
       for (int64_t k = 0; k < cols; ++k) {
         const F a = set1(x[k]);
-        for (int t = 0; t < kDenseTiles; ++t)
-          acc[t] = fma(dense_load<STORAGE>(base + (size_t)(tile + t) * stride, k * 16), a, acc[t]);
+        for (int t = 0; t < kDenseTiles; ++t) {
+          const char* w = base + (size_t)(tile + t) * stride;
+          dense_fetch<STORAGE>(w, k);
+          acc[t] = fma(dense_load<STORAGE>(w, k * 16), a, acc[t]);
+        }
       }
       for (int t = 0; t < kDenseTiles; ++t) store(y + (tile + t) * 16, acc[t]);
     }
