@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from headway.core.measure import AGAIN, Timing, conditions
 from headway.core.progress import Task
-from headway.core.statistics import median_ratio, verdict
+from headway.core.statistics import median_ratio
 from headway.core.weight import F32
 from headway.kernels.cpu import _cpu
 from headway.llm.weights.bitplanes import BitPlanes
@@ -128,8 +128,3 @@ def interleave(arms: Arms, baseline: str, samples: int, seed: int, task: Task) -
 def ratio(timing: Timing, arm: str, to: str) -> float:
     """Median of the paired ratios of time, arm / to."""
     return median_ratio(timing.samples[arm], timing.samples[to]).value
-
-
-def slower(timing: Timing, arm: str, to: str) -> bool:
-    """Whether `arm` takes more time than `to` beyond the interval and the noise floor."""
-    return verdict(median_ratio(timing.samples[arm], timing.samples[to]), timing.noise_floor or 0.0) == "slower"
