@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -65,3 +66,15 @@ def test_systems_answers_in_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert "smollm2-135m" in {model["name"] for model in json.loads(capsys.readouterr().out)["models"]}
     assert main(["systems", "lut-gemm", "--json"]) == 0
     assert {setting["name"] for setting in json.loads(capsys.readouterr().out)["settings"]} >= {"bits", "group_size"}
+
+
+def test_probe_answers_in_json_and_for_people(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HEADWAY_HOME", str(tmp_path))
+    assert main(["probe", "--quick", "--json", "-o", str(tmp_path / "target.json")]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert {"memory", "compute", "dispatch_s", "ram_bytes", "isa", "gpu", "target", "schema"} <= set(document)
+    assert json.loads((tmp_path / "target.json").read_text())["fingerprint"] == document["fingerprint"]
+    assert main(["probe", "--quick"]) == 0
+    assert "DRAM" in capsys.readouterr().out

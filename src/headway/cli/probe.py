@@ -23,7 +23,7 @@ def command(
     """Measure memory levels, arithmetic, dispatch, RAM and instruction sets; what `predict` stands on."""
     from headway.core.files import atomic_write_text
     from headway.hardware.probe import probe
-    from headway.hardware.report import probe_table
+    from headway.hardware.table import probe_table
 
     if quick and deep:
         raise BadInput("--quick and --deep together", "choose one")
@@ -32,5 +32,5 @@ def command(
     if output is not None:
         atomic_write_text(output, target.dumps() + "\n")
     document = {key: value for key, value in target.to_json().items() if key != "schema"}
-    session.emit(document, table(("what", "value", "note"), probe_table(target)), target)
+    session.emit(document, table(("what", "one core", "all cores", "note"), probe_table(target)), target)
     return 0
