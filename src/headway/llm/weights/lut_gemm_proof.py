@@ -168,7 +168,8 @@ def _rivals(evidence: Evidence, cached: Timing, timing: Timing, alone: Timing) -
     integer, strongest = ratio(timing, LOOK_UP, INTEGER), ratio(timing, LOOK_UP, IN_PLACE)
     evidence.bar(
         "speed: all layers, time over the int8 rival's", "both at the roof", "<= 1.00",
-        f"{integer:.2f} ({ratio(alone, LOOK_UP, INTEGER):.2f} on one thread; {strongest:.2f} of the strongest)", integer <= 1.0,
+        f"{integer:.2f} ({ratio(alone, LOOK_UP, INTEGER):.2f} on one thread; {strongest:.2f} of the strongest)",
+        integer <= 1.0,
     )  # fmt: skip
     floating, roof = ratio(timing, LOOK_UP, FLOAT), ratio(timing, READ, FLOAT)
     evidence.bar(
