@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+import headway.kernels.cpu._cpu as _cpu
 from headway.core.errors import BadInput
 from headway.core.weight import Weight
-from headway.kernels.cpu import _cpu
 from headway.llm.families.base import F32, Architecture
 from headway.llm.runtime import I64
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from headway.kernels.cpu import _cpu
+import headway.kernels.cpu._cpu as _cpu
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]

@@ -72,7 +72,8 @@ void Batch::project(int64_t layer, Pool::Session& session) {
     if (!w.k_bias.empty()) k.add(key, w.k_bias.data(), config_.kv_heads * d);
     if (!w.v_bias.empty()) k.add(value, w.v_bias.data(), config_.kv_heads * d);
     if (!w.q_norm.empty())
-      for (int64_t i = 0; i < config_.heads; ++i) k.rms_norm(query + i * d, w.q_norm.data(), config_.norm_eps, d, query + i * d);
+      for (int64_t i = 0; i < config_.heads; ++i)
+        k.rms_norm(query + i * d, w.q_norm.data(), config_.norm_eps, d, query + i * d);
     if (!w.k_norm.empty())
       for (int64_t i = 0; i < config_.kv_heads; ++i)
         k.rms_norm(key + i * d, w.k_norm.data(), config_.norm_eps, d, key + i * d);
