@@ -104,18 +104,18 @@ def written_out(net: Net, inputs: Sequence[Tensor]) -> Mapping[str, Any]:
 def expected_h(calls: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]]) -> np.ndarray:
     """H of sites that share inputs, by the definition in the module's docstring."""
     width = calls[0][0][0].shape[1]
-    plain, fisher, tokens = np.zeros((width, width)), np.zeros((width, width)), 0
+    mixed, fisher, tokens = np.zeros((width, width)), 0.0, 0
     outputs = sum(call[0][1].shape[1] for call in calls)
     for number in range(len(calls[0])):
         x = calls[0][number][0]
         a = sum((call[number][1] ** 2).sum(1) for call in calls) / outputs
         norms = (x**2).sum(1)
         c = np.minimum(1, CAP * np.sort(norms)[(len(norms) - 1) // 2] / np.maximum(norms, 1e-30))
-        plain += (x * c[:, None]).T @ x
-        fisher += (x * a[:, None]).T @ x
+        p, f = (x * c[:, None]).T @ x, (x * a[:, None]).T @ x
+        mixed += len(x) * (PLAIN * p / p.trace() + (1 - PLAIN) * f / f.trace())
+        fisher += f.trace()
         tokens += len(x)
-    plain, fisher = plain / tokens, fisher / tokens
-    return fisher.trace() * (PLAIN * plain / plain.trace() + (1 - PLAIN) * fisher / fisher.trace())
+    return fisher / tokens * mixed / tokens
 
 
 @pytest.mark.usefixtures("exact")
@@ -150,11 +150,27 @@ def test_tokens_of_enormous_norm_do_not_rule() -> None:
 
 
 def plain_h(net: nn.Module, x: Tensor) -> np.ndarray:
-    """H where no gradient is taken: P alone."""
+    """H where no gradient comes through: P alone."""
     from unittest.mock import patch
 
-    with patch.object(calibration, "GRADIENT_INPUTS", 0):
+    with patch.object(calibration, "sampled_loss", lambda *_: torch.zeros(())):
         return collect(Subject(net, ["0", "1"]), context([(x[None],)]))["H 0"]
+
+
+def test_labels_are_drawn_as_the_model_says() -> None:
+    logits = torch.tensor([0.1, 0.6, 0.3]).log().repeat(30_000, 1).requires_grad_(True)
+    sampled_loss(logits, "language", torch.Generator().manual_seed(0)).backward()
+    drawn = (logits.grad - logits.detach().softmax(-1)).mean(0)
+    torch.testing.assert_close(-drawn, torch.tensor([0.1, 0.6, 0.3]), atol=0.01, rtol=0)
+
+
+def test_sequences_of_one_batch_count_as_inputs_of_their_own() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 9))
+    ids = torch.randint(0, 9, (3, 16))
+    together = collect(Subject(net, ["1"], "language"), context([(ids,)]))
+    apart = collect(Subject(net, ["1"], "language"), context([(row[None],) for row in ids]))
+    np.testing.assert_array_equal(together["H 1"], apart["H 1"])
 
 
 def test_the_module_is_left_as_it_was() -> None:

@@ -21,7 +21,8 @@ from headway.core.weight import F32
 from headway.llm.weights.base import finite
 from headway.llm.weights.quantizers import AffineCodes, Floats, Grid, GridKind, checked, fit, stored
 
-ROUNDS = 3
+ROUNDS = 1
+"""One round takes two thirds of what many give; on SmolLM2 at 3 bits more than one changed nothing that was measurable."""
 DAMPING = 0.01
 
 
