@@ -23,7 +23,8 @@ from headway.core.registry import systems
 from headway.core.slots import SLOTS
 from headway.core.system import Context, Policy
 from headway.core.weight import F32
-from headway.llm.weights.calibration import gradient_moments, hessians
+from headway.llm.weights.calibration import hessians
+from headway.llm.weights.sensitivity import gradient_moments
 from headway.llm.weights.transform import WeightTransform
 from headway.optimize.forms import calibrated
 from headway.optimize.request import Request

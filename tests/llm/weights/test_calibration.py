@@ -71,7 +71,7 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """float32 products, whatever this machine is fast at."""
     from contextlib import nullcontext
 
-    monkeypatch.setattr(calibration, "_fast_products", nullcontext)
+    monkeypatch.setattr(calibration, "fast_products", nullcontext)
 
 
 def written_out(net: Net, inputs: Sequence[Tensor]) -> Mapping[str, Any]:
@@ -87,7 +87,7 @@ def written_out(net: Net, inputs: Sequence[Tensor]) -> Mapping[str, Any]:
         pooled = torch.relu(point).mean(-1).movedim(1, -1)
         logits = net.head(pooled)
         logits.retain_grad()
-        sampled_loss(logits, "classification", generator).backward()
+        sampled_loss(logits, "classification", generator)[0].backward()
         strided = image[..., ::2, ::2]
         for name, given, out in (
             ("q", x, q),
@@ -153,13 +153,13 @@ def plain_h(net: nn.Module, x: Tensor) -> np.ndarray:
     """H where no gradient comes through: P alone."""
     from unittest.mock import patch
 
-    with patch.object(calibration, "sampled_loss", lambda *_: torch.zeros(())):
+    with patch.object(calibration, "sampled_loss", lambda *_: (torch.zeros(()), 1)):
         return collect(Subject(net, ["0", "1"]), context([(x[None],)]))["H 0"]
 
 
 def test_labels_are_drawn_as_the_model_says() -> None:
     logits = torch.tensor([0.1, 0.6, 0.3]).log().repeat(30_000, 1).requires_grad_(True)
-    sampled_loss(logits, "language", torch.Generator().manual_seed(0)).backward()
+    sampled_loss(logits, "language", torch.Generator().manual_seed(0))[0].backward()
     drawn = (logits.grad - logits.detach().softmax(-1)).mean(0)
     torch.testing.assert_close(-drawn, torch.tensor([0.1, 0.6, 0.3]), atol=0.01, rtol=0)
 

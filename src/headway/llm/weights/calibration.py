@@ -56,7 +56,7 @@ def hessians(model: Model, context: Context, sites: Sequence[Site]) -> dict[str,
 
 
 def gradient_moments(model: Model, context: Context) -> dict[str, F32]:
-    """Site -> G, float32 (out,), of every site the calibration inputs reach. Cached with H."""
+    """Site -> G, float32 (out,), of every site the calibration inputs reach. Cached with H. See also `sensitivity`."""
     found = _moments(model, context)
     return {key.removeprefix("G "): value for key, value in found.items() if key.startswith("G ")}
 
@@ -67,10 +67,14 @@ def _moments(model: Model, context: Context) -> dict[str, Any]:
     model = context.original or model
     if context.cache is None:
         return collect(model, context)
+    return context.cache.arrays(context.cache.key("moments", *key_of(model, context)), lambda: collect(model, context))
+
+
+def key_of(model: Model, context: Context) -> list[Any]:
+    """What a calibration depends on, for keys of the step cache."""
     tensors = [a for arguments in context.calibration for a in arguments if isinstance(a, Tensor)]
     digest = sha256_of(*(tensor.contiguous().numpy().tobytes() for tensor in tensors))
-    parts = ["moments", VERSION, model.fingerprint(), CAP, PLAIN, context.seed, digest]
-    return context.cache.arrays(context.cache.key(*parts), lambda: collect(model, context))
+    return [VERSION, model.fingerprint(), CAP, PLAIN, context.seed, digest]
 
 
 def collect(model: Model, context: Context) -> dict[str, Any]:
@@ -82,22 +86,29 @@ def collect(model: Model, context: Context) -> dict[str, Any]:
     module = model.module()
     groups = _Groups(module, _site_names(model, module))
     generator = torch.Generator().manual_seed(context.seed)
+    with groups.watching(), gradients_of_outputs(module):
+        pieces = [piece for arguments in context.calibration for piece in _pieces(arguments, model.task)]
+        for arguments in context.progress.track(pieces, "calibrating"):
+            loss, _ = sampled_loss(module(*arguments), model.task, generator)
+            if loss.requires_grad:
+                loss.backward()  # type: ignore[no-untyped-call]
+            groups.close()
+    return groups.arrays()
+
+
+@contextmanager
+def gradients_of_outputs(module: nn.Module) -> Iterator[None]:
+    """Gradients of what flows through a module, none of its parameters; products in the fastest float type."""
     parameters = list(module.parameters())
     needed = [parameter.requires_grad for parameter in parameters]
     for parameter in parameters:
         parameter.requires_grad_(False)
     try:
-        with groups.watching(), _fast_products(), torch.enable_grad():
-            pieces = [piece for arguments in context.calibration for piece in _pieces(arguments, model.task)]
-            for arguments in context.progress.track(pieces, "calibrating"):
-                loss = sampled_loss(module(*arguments), model.task, generator)
-                if loss.requires_grad:
-                    loss.backward()  # type: ignore[no-untyped-call]
-                groups.close()
+        with fast_products(), torch.enable_grad():
+            yield
     finally:
         for parameter, need in zip(parameters, needed, strict=True):
             parameter.requires_grad_(need)
-    return groups.arrays()
 
 
 def _pieces(arguments: tuple[Any, ...], task: str) -> list[tuple[Any, ...]]:
@@ -107,8 +118,8 @@ def _pieces(arguments: tuple[Any, ...], task: str) -> list[tuple[Any, ...]]:
     return [arguments]
 
 
-def sampled_loss(output: Any, task: str, generator: torch.Generator) -> Tensor:
-    """A scalar whose gradient has the curvature of the task's loss as its second moment.
+def sampled_loss(output: Any, task: str, generator: torch.Generator) -> tuple[Tensor, int]:
+    """A scalar whose gradient has the curvature of the task's loss as its second moment; and the losses summed in it.
 
     Language, classification: -ln p of a label drawn from the model's own distribution, whose curvature is the Fisher
     matrix. Any other output: a random projection over the output's norm, for the relative squared error.
@@ -121,10 +132,10 @@ def sampled_loss(output: Any, task: str, generator: torch.Generator) -> Tensor:
         below = rows.detach().softmax(-1).cumsum(-1)  # far cheaper than torch.multinomial for a whole vocabulary
         drawn = torch.rand(len(rows), 1, generator=generator) * below[:, -1:]
         labels = torch.searchsorted(below, drawn)[:, 0].clamp_max(rows.shape[-1] - 1)
-        return nn.functional.cross_entropy(rows, labels, reduction="sum")
+        return nn.functional.cross_entropy(rows, labels, reduction="sum"), len(rows)
     direction = torch.randn(values.shape, generator=generator)
     norms = values.detach().reshape(len(values), -1).norm(dim=1).clamp_min(1e-30)
-    return (direction * values).reshape(len(values), -1).sum(1).div(norms).sum()
+    return (direction * values).reshape(len(values), -1).sum(1).div(norms).sum(), len(values)
 
 
 @dataclass
@@ -281,7 +292,7 @@ def _site_names(model: Model, module: nn.Module) -> list[str]:
     return [site.name for site in model.sites() if isinstance(layers.get(site.name), nn.Linear | nn.Conv2d)]
 
 
-def _fast_products() -> AbstractContextManager[Any]:
+def fast_products() -> AbstractContextManager[Any]:
     """bfloat16 products where this CPU does them clearly faster than float32 ones: timed, here and now."""
     a, b = torch.ones(512, 1024), torch.ones(1024, 1024)
     best = {}

@@ -22,7 +22,7 @@ from headway.llm.weights.base import finite
 from headway.llm.weights.quantizers import AffineCodes, Floats, Grid, GridKind, checked, fit, stored
 
 ROUNDS = 1
-"""One round takes two thirds of what many give; on SmolLM2 at 3 bits more than one changed nothing that was measurable."""
+"""One takes two thirds of what many give; more changed nothing that could be measured on SmolLM2 at 3 bits."""
 DAMPING = 0.01
 
 
