@@ -27,8 +27,8 @@ from headway.core.weight import F32
 from headway.llm.weights import calibration
 from headway.llm.weights.quantizers_gptq import gptq
 
-SAMPLES = 32
-"""Scores per site: each site's own ratio is then known to a quarter."""
+SAMPLES = 64
+"""Scores per site. Mixed recipes of SmolLM2 lost 0.005 to 0.01 nats more with 32 (paired, significant)."""
 SEQUENCE = 128
 """Tokens of one sample of a language model."""
 PRIOR = 8
