@@ -131,3 +131,28 @@ def test_objectives_name_a_measured_key_and_refuse_others() -> None:
         Objective.parse("memmory")
     with pytest.raises(BadInput, match="objectives are"):
         Objective.parse("quality")
+
+
+@pytest.mark.parametrize(
+    ("text", "position", "what"),
+    [
+        ("quality>=2", 9, "can never hold"),
+        ("size<=1MB, quality>1", 19, "can never hold"),
+        ("top1_agreement>=101%", 16, "can never hold"),
+        ("kl<0", 3, "can never hold"),
+        ("latency<=0ms/token", 9, "can never hold"),
+        ("kl<=0.02x", 8, "no unit 'x'"),
+        ("kl<=2%", 5, "no unit '%'"),
+        ("quality>=0.98x", 13, "no unit 'x'"),
+    ],
+)
+def test_a_limit_that_can_never_hold_or_has_a_foreign_unit_is_pointed_at(text: str, position: int, what: str) -> None:
+    with pytest.raises(BudgetError, match=what) as caught:
+        Budget.parse(text)
+    assert caught.value.position == position
+    assert caught.value.caret().splitlines()[1] == " " * position + "^"
+
+
+def test_the_best_there_is_may_be_asked_for_and_a_users_own_quality_has_any_scale() -> None:
+    assert Budget.parse("quality>=1, kl<=0, top1_agreement>=100%").met({"quality": 1, "kl": 0, "top1_agreement": 1})
+    assert Budget.parse("quality>=90", own_quality=True).met({"quality": 91.0})

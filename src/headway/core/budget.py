@@ -23,6 +23,10 @@ class Metric:
     """`low` or `high`."""
     preferred: str
     """The dimension that examples show."""
+    best: float = 0.0
+    """The value that cannot be bettered: a limit beyond it never holds."""
+    signs: tuple[str, ...] = ()
+    """Units that may follow a ratio."""
 
 
 _LATENCY = ("tpot_s", "latency_s")
@@ -38,19 +42,20 @@ METRICS: dict[str, Metric] = {
             {"tokens per second": ("throughput_tok_s",), "per second": ("throughput_per_s", "throughput_tok_s")},
             "high",
             "tokens per second",
+            math.inf,
         ),
         Metric("memory", {"bytes": ("memory_bytes",)}, "low", "bytes"),
         Metric("size", {"bytes": ("size_bytes",)}, "low", "bytes"),
-        Metric("quality", {"ratio": ("quality",)}, "high", "ratio"),
+        Metric("quality", {"ratio": ("quality",)}, "high", "ratio", 1.0, ("%",)),
         Metric("kl", {"ratio": ("kl",)}, "low", "ratio"),
-        Metric("top1_agreement", {"ratio": ("top1_agreement",)}, "high", "ratio"),
+        Metric("top1_agreement", {"ratio": ("top1_agreement",)}, "high", "ratio", 1.0, ("%",)),
         Metric("energy", {"energy": ("energy_j",), "energy per token": ("energy_j",)}, "low", "energy per token"),
         Metric("cost", {"money per hour": ("cost_usd_per_h",)}, "low", "money per hour"),
     )
 }
 
 OBJECTIVES = ("latency", "memory", "size", "energy")
-_EXAMPLES = {"quality": "quality>=0.98", "kl": "kl<=0.02", "top1_agreement": "top1_agreement>=0.95"}
+_EXAMPLES = {"quality": "quality>=0.95", "kl": "kl<=0.02", "top1_agreement": "top1_agreement>=0.95"}
 _OPERATORS = {"<=": "<=", ">=": ">=", "<": "<", ">": ">", "≤": "<=", "≥": ">=", "=<": "<=", "=>": ">="}
 _OPERATOR = re.compile(r"<=|>=|=<|=>|≤|≥|<|>|==|=|!=|:")
 
@@ -130,13 +135,16 @@ class Budget:
     limits: tuple[Limit, ...] = ()
 
     @classmethod
-    def parse(cls, text: str) -> Budget:
-        """`latency<=6ms/token, quality>=0.98`; raises `BudgetError` that points at the character."""
+    def parse(cls, text: str, *, own_quality: bool = False) -> Budget:
+        """`latency<=6ms/token, quality>=0.95`; raises `BudgetError` that points at the character.
+
+        A limit that can never hold is an error too. `own_quality`: quality is a user's function, on any scale.
+        """
         limits: list[Limit] = []
         start = 0
         for part in re.split(r"[,;\n]", text):
             if part.strip():
-                limit = _limit(text, start, part)
+                limit = _limit(text, start, part, own_quality)
                 if any(limit.metric == other.metric for other in limits):
                     raise BudgetError(text, start, f"{limit.metric} is limited twice", "give each limit once")
                 limits.append(limit)
@@ -192,7 +200,7 @@ class Budget:
         ]
 
 
-def _limit(text: str, start: int, part: str) -> Limit:
+def _limit(text: str, start: int, part: str, own_quality: bool) -> Limit:
     key_at = start + len(part) - len(part.lstrip())
     operator = _OPERATOR.search(part)
     if operator is None:
@@ -213,7 +221,15 @@ def _limit(text: str, start: int, part: str) -> Limit:
         which = "small" if metric.better == "low" else "large"
         raise BudgetError(text, operator_at, f"{key} is better when {which}", f"write e.g. {example}")
     quantity = _quantity(text, start + operator.end(), part[operator.end() :], metric, example)
-    return Limit(key, op, quantity, " ".join(part.split()))
+    limit = Limit(key, op, quantity, " ".join(part.split()))
+    # Ratios can be as good as the original's; no time and no memory is ever 0.
+    reached = limit.holds(metric.best) and (quantity.dimension == "ratio" or quantity.value != metric.best)
+    if not reached and not (own_quality and key == "quality"):
+        value = part[operator.end() :]
+        value_at = start + operator.end() + len(value) - len(value.lstrip())
+        what = f"{limit.text} can never hold, {key} never betters {metric.best:g}"
+        raise BudgetError(text, value_at, what, f"write e.g. {example}")
+    return limit
 
 
 def _quantity(text: str, start: int, value: str, metric: Metric, example: str) -> Quantity:
@@ -229,9 +245,12 @@ def _quantity(text: str, start: int, value: str, metric: Metric, example: str) -
         close = nearest(unit, fitting) if unit else ""
         mend = f"did you mean {stripped[: error.position].strip()}{close}?" if close else f"write e.g. {example}"
         raise BudgetError(text, at + error.position, f"{metric.name}: {error.what}", mend) from None
+    number = NUMBER.match(stripped)
+    unit_at = at + (number.end() if number else 0)
+    unit = text[unit_at : at + len(stripped)].strip()
+    if quantity.dimension == "ratio" and unit and unit not in metric.signs and "ratio" in metric.measured:
+        raise BudgetError(text, unit_at, f"{metric.name} has no unit {unit!r}", f"write e.g. {example}")
     if quantity.dimension not in metric.measured:
-        number = NUMBER.match(stripped)
-        unit_at = at + (number.end() if number else 0)
         got = "has no unit" if quantity.dimension == "ratio" else f"is a {quantity.dimension}, no {metric.preferred}"
         raise BudgetError(text, min(unit_at, len(text)), f"{metric.name}: {stripped!r} {got}", f"write e.g. {example}")
     if quantity.value < 0:
