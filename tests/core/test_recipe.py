@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -80,3 +83,31 @@ def test_a_recipe_is_read_from_a_file_or_folder_or_in_place(tmp_path) -> None:  
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(BadInput, match="UTF-8"):
         Recipe.read(tmp_path / "binary.toml")
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [("/dev/null", "no .toml file"), ("folder", "a folder without recipe.toml"), ("text", "no .toml file")],
+)
+def test_a_path_that_holds_no_recipe_is_said_to_be_one(
+    name: str, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "text").write_text("lut-gemm")
+    with pytest.raises(BadInput, match=what):
+        Recipe.read(name)
+
+
+def test_a_folder_named_like_a_system_does_not_hide_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lut-gemm").mkdir()
+    assert str(Recipe.read("lut-gemm")) == "lut-gemm"
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder", "empty"])
+def test_what_is_named_like_a_recipe_file_and_is_none_is_refused_at_once(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "here.toml"
+    {"fifo": os.mkfifo, "folder": os.mkdir, "empty": Path.touch}[kind](path)
+    with pytest.raises(BadInput, match=r"no recipe file .*here\.toml|here\.toml is empty"):
+        Recipe.read(path)

@@ -7,6 +7,7 @@ TOML: one `[[system]]` table per system, its `name` beside its settings.
 from __future__ import annotations
 
 import json
+import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,10 @@ from typing import Any
 
 from headway.core.errors import BadInput
 from headway.core.recipe_text import NAME, read_line
+from headway.core.registry import systems
+
+_FORMS = "give a .toml file, an artifact folder or the recipe in place"
+_TABLES = 'write one [[system]] table per system, with name = "..." and its settings, each on its own line'
 
 
 @dataclass(frozen=True)
@@ -68,15 +73,14 @@ class Recipe:
         try:
             document = tomllib.loads(text)
         except (tomllib.TOMLDecodeError, RecursionError) as error:
-            raise BadInput(f"{source}: not TOML: {str(error)[:200]}", "see docs: recipes") from None
+            raise BadInput(f"{source}: not TOML: {str(error)[:200]}", _TABLES) from None
         extra = set(document) - {"system"}
         tables = document.get("system", [])
         if extra or not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
             what = f"unexpected key {sorted(extra)[0]!r}" if extra else "'system' is not a list of tables"
-            raise BadInput(
-                f"{source}: {what}",
-                'write one [[system]] table per system, with name = "..." and its settings',
-            )
+            raise BadInput(f"{source}: {what}", _TABLES)
+        if not document:
+            raise BadInput(f"{source} is empty", _TABLES)
         steps = []
         for table in tables:
             name = table.pop("name", None)
@@ -94,17 +98,21 @@ class Recipe:
     def read(cls, source: str | Path) -> Recipe:
         """A recipe from a path that ends in .toml, an artifact folder, or from text in place."""
         path, text = Path(source), str(source)
-        if text.endswith(".toml") or ("/" in text and path.is_dir()) or (text and (path / "recipe.toml").is_file()):
-            file = path if text.endswith(".toml") else path / "recipe.toml"
+        held = os.path.join(text, "recipe.toml") if text else ""
+        if text.endswith(".toml") or os.path.isfile(held):
+            file = path if text.endswith(".toml") else Path(held)
             if not file.is_file():
-                raise BadInput(f"no recipe file {str(file)!r}", "give a .toml file, or the recipe in place")
+                raise BadInput(f"no recipe file {str(file)!r}", _FORMS)
             if file.stat().st_size > 1_000_000:
                 raise BadInput(f"{file}: a recipe over 1 MB", "a recipe is a short list of systems")
             try:
                 return cls.parse_toml(file.read_text(), str(file))
             except UnicodeDecodeError:
                 raise BadInput(f"{file}: not UTF-8 text", "a recipe is a TOML file") from None
-        return cls.parse(str(source))
+        if text and os.path.lexists(text) and text not in systems():
+            what = "a folder without recipe.toml" if path.is_dir() else "no .toml file"
+            raise BadInput(f"recipe {text!r} is {what}", _FORMS)
+        return cls.parse(text)
 
 
 def _show(value: Any) -> str:
