@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,9 +32,12 @@ class Settings(BaseModel):
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], system: str) -> Any:
-        """Validate `values`; raises `BadInput` naming the field, the rule and the known fields."""
+        """Validate `values`; raises `BadInput` naming the field, the rule and the known fields.
+
+        Types are those of JSON and are not converted: "3" and true are no integers.
+        """
         try:
-            return cls.model_validate(dict(values))
+            return cls.model_validate_json(json.dumps(dict(values), default=str), strict=True)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "settings"
@@ -55,7 +59,7 @@ class WeightSettings(Settings):
     @field_validator("only", "skip", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
+        return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
 
 S = TypeVar("S", bound=Settings)
