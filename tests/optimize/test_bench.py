@@ -14,7 +14,7 @@ from headway.cli.main import main
 from headway.core.errors import BadInput
 from headway.core.ledger import Ledger
 from headway.optimize.api import machine
-from headway.optimize.bench import bench
+from headway.optimize.bench import Load, bench
 
 
 @pytest.fixture
@@ -37,6 +37,8 @@ def test_engines_are_timed_in_one_run(tiny: Path, capsys: pytest.CaptureFixture[
     assert all(row["decode_tok_s"] > 0 and row["prefill_tok_s"] > 0 and row["samples"] for row in rows)
     assert {series["arm"] for series in document["evidence"]["series"]} == {"headway", "again", "torch"}
     assert Ledger.open().all("tiny", "bench") or Ledger.open().all(experiment="bench")
+    exact = {row["engine"]: row["quality"] for row in rows}
+    assert exact["torch"] == pytest.approx(1.0, abs=1e-4) and 0.9 < exact["headway"] < 1.1
 
 
 def test_engines_decode_the_same_tokens(tiny: Path) -> None:
@@ -51,7 +53,15 @@ def test_what_cannot_be_timed_is_refused(tiny: Path) -> None:
     with pytest.raises(BadInput, match="no peer"):
         bench(model, machine(), against=["vllm"])
     with pytest.raises(BadInput, match="context"):
-        bench(model, machine(), prefill=10**6)
+        bench(model, machine(), load=Load(prefill=10**6))
+    small = Load(prefill=16, context=8)
+    for peers, message in (
+        (["torch:int3"], "variants are"),
+        (["llama.cpp"], "reads GGUF files"),
+        (["torch", "torch"], "named twice"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            bench(model, machine(), against=peers, load=small)
 
 
 def test_a_recipe_is_applied_measured_and_saved(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

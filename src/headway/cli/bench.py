@@ -14,11 +14,20 @@ from headway.core.errors import BadInput
 def command(
     model: Annotated[str, typer.Argument(help="MODEL: a language model.")],
     recipe: Annotated[str, typer.Option("--recipe", help="Systems to apply first.")] = "",
-    against: Annotated[str, typer.Option("--against", help="Peers, comma-separated: torch.")] = "",
+    against: Annotated[
+        str,
+        typer.Option(
+            "--against", help="Peers: llama.cpp, llama.cpp:Q4_0, llama.cpp:all, torch, torch:bf16; comma-separated."
+        ),
+    ] = "",
     prefill: Annotated[int, typer.Option("--prefill", min=1, max=1 << 20, help="Prompt tokens.")] = 512,
     decode: Annotated[int, typer.Option("--decode", min=1, max=1 << 20, help="Tokens decoded in all.")] = 64,
     batch: Annotated[str, typer.Option("--batch", help="Sequences at once, e.g. 1,4,8.")] = "1",
     context: Annotated[int, typer.Option("--context", min=1, max=1 << 20, help="Depth when decoding.")] = 128,
+    text: Annotated[
+        Path | None, typer.Option("--text", help="UTF-8 text; perplexity is taken on its held-out part.")
+    ] = None,
+    windows: Annotated[int, typer.Option("--windows", min=0, help="Windows of 512 tokens scored; 0 = none.")] = 12,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="A report (HTML).")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -29,8 +38,9 @@ def command(
 ) -> int:
     """Measure prefill and decode tokens/s of MODEL (with a recipe), and of peers, taking turns."""
     from headway.core.ledger import Ledger
-    from headway.optimize import api
-    from headway.optimize.bench import bench
+    from headway.core.workload import split_text
+    from headway.optimize import api, engines
+    from headway.optimize.bench import Load, bench
     from headway.optimize.load import as_language
     from headway.optimize.report import write_report
 
@@ -41,19 +51,21 @@ def command(
         raise BadInput(f"--batch {batch!r} is no list of numbers", "write e.g. 1,4,8") from None
     if not all(1 <= number <= 1024 for number in batches):
         raise BadInput(f"--batch {batch!r}", "numbers must lie in 1..1024")
-    api.use_threads(session.threads)
-    loaded = api.load(model)
-    if recipe:
-        loaded = api.apply(recipe, loaded, threads=session.threads, seed=seed, progress=session.progress)
     peers = [name.strip() for name in against.split(",") if name.strip()]
+    engines.check(peers)
+    load = Load(prefill, decode, batches, context, split_text(text).heldout if text else "", windows)
+    api.use_threads(session.threads)
+    original = as_language(api.load(model))
+    load.check(original)
+    made = original
+    if recipe:
+        made = as_language(api.apply(recipe, original, threads=session.threads, seed=seed, progress=session.progress))
     result = bench(
-        as_language(loaded),
+        made,
         api.machine(session.progress),
         against=peers,
-        prefill=prefill,
-        decode=decode,
-        batches=batches,
-        context=context,
+        original=original,
+        load=load,
         threads=session.threads,
         seed=seed,
         progress=session.progress,

@@ -123,6 +123,7 @@ def compare(
     aa: bool | Call = True,
     width: float | None = None,
     time_limit_s: float | None = None,
+    settle_s: float = 0.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Timing:
     """Time callables against each other: each round runs every arm once, in a random order of its own.
@@ -135,6 +136,7 @@ def compare(
     aa: also run the baseline as the arm `again`; give a callable to run that (a second copy) instead.
     width: stop once every ratio's interval is narrower than this (0.02 = 2%), looked at every few rounds.
     time_limit_s: start no further round after so many seconds, however few were run.
+    settle_s: pause before each sample, where an arm's threads may go on spinning after it has returned.
     progress: called with (rounds done, rounds in all).
 
     Raises `Interrupted`, with what was measured, on Ctrl-C; `BadInput` for arms that cannot be compared.
@@ -153,7 +155,7 @@ def compare(
         gc.disable()
         while timing.rounds < rounds and (time.perf_counter() < deadline or not timing.rounds):
             order = tuple(generator.sample(sorted(arms), len(arms)))
-            taken = {name: _sample(arms[name], timing.calls[name]) for name in order}
+            taken = {name: _sample(arms[name], timing.calls[name], settle_s) for name in order}
             for name, seconds in taken.items():  # a round counts whole or not at all
                 timing.samples[name].append(seconds)
             timing.orders.append(order)
@@ -214,7 +216,9 @@ def _fastest(arm: Call, warmup: int, min_time_s: float) -> float:
     return best
 
 
-def _sample(arm: Call, calls: int) -> float:
+def _sample(arm: Call, calls: int, settle_s: float) -> float:
+    if settle_s:
+        time.sleep(settle_s)
     if calls > 1:
         arm()
     return _timed(arm, calls)

@@ -44,14 +44,18 @@ class LanguageModel(Model):
         template: ChatTemplate | None = None,
         runtime: RuntimeKind = "native",
         threads: int = 0,
+        source: Path | None = None,
     ) -> None:
-        """Raises `BadInput` when a weight is missing or of another shape, or the tokenizer is another model's."""
+        """`source`: the GGUF file it was read from, for peers that read it too.
+
+        Raises `BadInput` when a weight is missing or of another shape, or the tokenizer is another model's."""
         self.name = name
         self.architecture = architecture
         self.tokenizer = tokenizer
         self.template = template
         self.runtime_kind: RuntimeKind = runtime
         self.threads = threads
+        self.source = source
         self._weights = dict(weights)
         self._vectors = dict(vectors)
         self._check()
@@ -97,7 +101,7 @@ class LanguageModel(Model):
         return self._vectors
 
     def with_weights(self, weights: Mapping[str, Weight]) -> Self:
-        return self._like(weights={**self._weights, **weights})
+        return self._like(weights={**self._weights, **weights}, source=None)
 
     def with_runtime(self, runtime: RuntimeKind, threads: int | None = None) -> Self:
         """The same model run by another runtime, or on another number of threads (0 = as set for the process)."""
@@ -113,6 +117,7 @@ class LanguageModel(Model):
             "template": self.template,
             "runtime": self.runtime_kind,
             "threads": self.threads,
+            "source": self.source,
         }
         return type(self)(**{**parts, **changed})
 

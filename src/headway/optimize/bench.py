@@ -1,110 +1,54 @@
-"""`bench`: prefill and decode throughput of engines on the same model, prompts and threads, interleaved in one run."""
+"""`bench`: speed, bytes and perplexity of engines on one model, prompt, text and threads, interleaved in one run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from headway.core.errors import BadInput
 from headway.core.evidence import Evidence
-from headway.core.measure import compare
+from headway.core.measure import Timing, compare
 from headway.core.progress import Progress
+from headway.core.statistics import perplexity_ratio
 from headway.core.target import Target
+from headway.core.units import show
+from headway.core.workload import default_texts
+from headway.llm import scoring
 from headway.llm.language_model import LanguageModel
-
-DECODED = 8
-"""Tokens decoded by one repetition."""
+from headway.llm.scoring import F64, I64
+from headway.optimize.engines import DECODED, Engine, HeadwayEngine, check, peers
 
 ROUNDS = 15
+SETTLE_S = 0.02
+"""Pause before each sample: OpenMP's threads spin for some milliseconds after their work is done."""
+WINDOW = 512
+WINDOWS = 12
 
 
-class Engine(Protocol):
-    """An engine that runs the model; each method gives one repetition to time."""
+@dataclass(frozen=True)
+class Load:
+    """What the engines are asked."""
 
-    name: str
-    version: str
-    size_bytes: int
-    bits: float
+    prefill: int = 512
+    """Prompt tokens."""
+    decode: int = 64
+    """Tokens decoded by each engine in all, at the least."""
+    batches: Sequence[int] = (1,)
+    context: int = 128
+    """Tokens that each sequence has read before it decodes."""
+    text: str = ""
+    """Perplexity is taken on it; "" = the default held-out text."""
+    windows: int = WINDOWS
+    """Windows of 512 tokens that are scored; 0 = no perplexity."""
 
-    def prefill(self, tokens: Any) -> Callable[[], object]: ...
-    def decode(self, tokens: Any, batch: int, depth: int) -> Callable[[], object]: ...
-
-
-class HeadwayEngine:
-    """The native runtime; a batch is one ragged step."""
-
-    name = "headway"
-
-    def __init__(self, model: LanguageModel) -> None:
-        from headway.core.version import __version__
-
-        self.model, self.version = model, __version__
-        self.size_bytes = model.size_bytes()
-        self.bits = average_bits(model)
-        self.runtime: Any = model.runtime
-
-    def prefill(self, tokens: Any) -> Callable[[], object]:
-        return lambda: self.runtime.begin(len(tokens)).feed(tokens)
-
-    def decode(self, tokens: Any, batch: int, depth: int) -> Callable[[], object]:
-        sessions = [self.runtime.begin(depth + DECODED) for _ in range(batch)]
-        for session in sessions:
-            session.feed(tokens[:depth])
-        steps = [[np.array([token])] * batch for token in tokens[:DECODED]]
-
-        def repeat() -> None:
-            for step in steps:
-                self.runtime.step(sessions, step)
-            for session in sessions:
-                session.rewind(depth)
-
-        return repeat
-
-
-class TorchEngine:
-    """The readable module, float32, eager, with its key-value cache."""
-
-    name = "torch"
-
-    def __init__(self, model: LanguageModel) -> None:
-        import torch
-
-        self.torch, self.version = torch, torch.__version__
-        self.module = model.module().eval()
-        self.layers = len(model.architecture.layers)
-        self.size_bytes = sum(p.numel() * p.element_size() for p in self.module.parameters())
-        self.bits = 32.0
-
-    def prefill(self, tokens: Any) -> Callable[[], object]:
-        fed = self.torch.from_numpy(np.asarray(tokens))[None]
-
-        def repeat() -> None:
-            with self.torch.inference_mode():
-                self.module.head(self.module.hidden(fed)[:, -1:])
-
-        return repeat
-
-    def decode(self, tokens: Any, batch: int, depth: int) -> Callable[[], object]:
-        from headway.llm.reference import Cache
-
-        fed = self.torch.from_numpy(np.asarray(tokens)).expand(batch, -1)
-        cache = Cache(self.layers)
-        with self.torch.inference_mode():
-            self.module.hidden(fed[:, :depth], cache)
-
-        def repeat() -> None:
-            with self.torch.inference_mode():
-                for at in range(DECODED):
-                    self.module(fed[:, at : at + 1], cache)
-            cache.rewind(depth)
-
-        return repeat
-
-
-ENGINES: dict[str, Callable[[LanguageModel], Engine]] = {"headway": HeadwayEngine, "torch": TorchEngine}
+    def check(self, model: LanguageModel) -> None:
+        room, most = model.architecture.context, max(self.prefill, self.context + DECODED)
+        if most > room:
+            raise BadInput(f"{most} tokens", f"the context of {model.name} is {room}")
 
 
 @dataclass(frozen=True)
@@ -117,15 +61,64 @@ class BenchResult:
         return {"engines": self.rows, "evidence": self.evidence.to_json()}
 
     def table(self) -> str:
-        from headway.core.units import show
-
-        lines = ["engine      batch  context  decode tok/s  prefill tok/s  bits   size"]
+        wide = max(len(row["engine"]) for row in self.rows)
+        lines = [f"{'engine':<{wide}}  batch  context  decode tok/s  prefill tok/s   bits     size  quality"]
         for row in self.rows:
+            quality = f"{row['quality']:.4f}" if "quality" in row else ""
             lines.append(
-                f"{row['engine']:<10} {row['batch']:>6} {row['context']:>8} {row['decode_tok_s']:>13.1f} "
-                f"{row['prefill_tok_s']:>14.1f} {row['bits']:>5.2f}  {show(row['size_bytes'], 'B')}"
+                f"{row['engine']:<{wide}} {row['batch']:>6} {row['context']:>8} {row['decode_tok_s']:>13.1f} "
+                f"{row['prefill_tok_s']:>14.1f} {row['bits']:>6.2f} {show(row['size_bytes'], 'B'):>8}  {quality}"
             )
         return "\n".join([*lines, "", self.evidence.table()])
+
+
+@dataclass
+class _Run:
+    """Engines that take turns."""
+
+    engines: Sequence[Engine]
+    evidence: Evidence
+    seed: int
+    rounds: int
+    progress: Progress
+    found: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def timed(self, what: str, units: int, make: Callable[[Engine], Callable[[], object]], rounds: int) -> Timing:
+        with ExitStack() as stack, self.progress.task(f"timing {what}", rounds) as task:
+            calls = {engine.name: make(stack.enter_context(closing(engine))) for engine in self.engines}
+            timing = compare(
+                calls,
+                rounds=rounds,
+                seed=self.seed,
+                settle_s=SETTLE_S,
+                progress=lambda *_: task.advance(),
+            )
+        self.evidence.add_timing(what, timing, unit="s/token", per_call=units)
+        return timing
+
+    def perplexities(self, exact: LanguageModel, parts: Sequence[I64]) -> dict[str, dict[str, float]]:
+        """Engine -> its perplexity, and its quality with a paired interval against the file's exact value."""
+        with self.progress.task("perplexity of each engine", len(self.engines) + 1) as task:
+
+            def scored(score: Callable[[Sequence[I64]], F64]) -> F64:
+                values = score(parts)
+                task.advance()
+                return values
+
+            truth = scored(lambda windows: scoring.log_probabilities(exact, windows))
+            lengths = [len(part) - 1 for part in parts]
+            found = {}
+            for engine in self.engines:
+                with closing(engine):
+                    own = scored(engine.log_probabilities)
+                ratio = perplexity_ratio(own, truth, windows=lengths)
+                found[engine.name] = {
+                    "perplexity": float(np.exp(-own.mean())),
+                    "quality": 1.0 / ratio.value,
+                    "quality_low": 1.0 / ratio.high,
+                    "quality_high": 1.0 / ratio.low,
+                }
+        return found
 
 
 def bench(
@@ -133,10 +126,8 @@ def bench(
     target: Target,
     *,
     against: Sequence[str] = (),
-    prefill: int = 512,
-    decode: int = 64,
-    batches: Sequence[int] = (1,),
-    context: int = 128,
+    original: LanguageModel | None = None,
+    load: Load | None = None,
     threads: int = 1,
     seed: int = 0,
     rounds: int = ROUNDS,
@@ -144,33 +135,34 @@ def bench(
 ) -> BenchResult:
     """Time engines arm against arm: Headway twice (the noise floor), and every peer.
 
+    `original`: the unmodified model, which peers run and quality is relative to (default: `model`).
     Raises `BadInput` for an unknown peer and for sizes beyond the model's context.
     """
-    for name in against:
-        if name not in ENGINES or name == "headway":
-            raise BadInput(f"no peer {name!r}", f"peers are: {', '.join(n for n in ENGINES if n != 'headway')}")
-    room = model.architecture.context
-    if max(prefill, context + DECODED) > room:
-        raise BadInput(f"{max(prefill, context + DECODED)} tokens", f"the context of {model.name} is {room}")
-    progress = progress or Progress()
-    rng = np.random.default_rng(seed)
-    tokens = rng.integers(0, model.architecture.vocab, max(prefill, context, DECODED))
-    engines = [ENGINES[name](model) for name in ("headway", *against)]
+    load, original = load or Load(), original or model
+    check(against)
+    load.check(model)
+    engines: list[Engine] = [HeadwayEngine(model), *peers(against, original, threads)]
     evidence = Evidence.begin("bench", model.name, target, seed, threads)
     evidence.model = {"name": model.name, "fingerprint": model.fingerprint()}
-    decode_rounds = max(rounds, -(-decode // DECODED))
-
-    def timed(what: str, units: int, calls: dict[str, Callable[[], object]], count: int) -> Any:
-        with progress.task(f"timing {what}", count) as task:
-            timing = compare(calls, rounds=count, baseline="headway", seed=seed, progress=lambda *_: task.advance())
-        evidence.add_timing(what, timing, unit="s/token", per_call=units)
-        return timing
-
-    read = timed("prefill", prefill, {e.name: e.prefill(tokens[:prefill]) for e in engines}, rounds)
+    run = _Run(engines, evidence, seed, rounds, progress or Progress())
+    tokens = np.random.default_rng(seed).integers(
+        0, model.architecture.vocab, max(load.prefill, load.context, DECODED), dtype=np.int64
+    )
+    qualities: dict[str, dict[str, float]] = {}
+    if load.windows:
+        parts = scoring.windows(
+            original, load.text or default_texts().heldout, min(WINDOW, original.architecture.context)
+        )
+        qualities = run.perplexities(original.with_runtime("exact"), parts[: load.windows])
+    read = run.timed("prefill", load.prefill, lambda e: e.prefill(tokens[: load.prefill]), rounds)
     rows = []
-    for batch in batches:
-        calls = {e.name: e.decode(tokens, batch, context) for e in engines}
-        wrote = timed(f"decode, batch {batch}", DECODED * batch, calls, decode_rounds)
+    for batch in load.batches:
+        wrote = run.timed(
+            f"decode, batch {batch}",
+            DECODED * batch,
+            lambda e, batch=batch: e.decode(tokens, batch, load.context),
+            max(rounds, -(-load.decode // DECODED)),
+        )
         rows += [
             {
                 "engine": engine.name,
@@ -178,19 +170,14 @@ def bench(
                 "bits": engine.bits,
                 "size_bytes": engine.size_bytes,
                 "threads": threads,
-                "prefill_tok_s": prefill / read.median_s(engine.name),
+                "prefill_tok_s": load.prefill / read.median_s(engine.name),
                 "decode_tok_s": DECODED * batch / wrote.median_s(engine.name),
                 "batch": batch,
-                "context": context,
+                "context": load.context,
                 "samples": [DECODED * batch / seconds for seconds in wrote.samples[engine.name]],
+                **qualities.get(engine.name, {}),
             }
             for engine in engines
         ]
     evidence.result = {"engines": rows}
     return BenchResult(rows, evidence, target)
-
-
-def average_bits(model: LanguageModel) -> float:
-    """Stored bits of one weight, over all sites."""
-    weights = [model.weight(site.name) for site in model.sites()]
-    return 8.0 * sum(w.nbytes for w in weights) / sum(w.shape[0] * w.shape[1] for w in weights)

@@ -52,6 +52,7 @@ def load_gguf(path: Path, name: str = "") -> LanguageModel:
         vectors=vectors,
         tokenizer=tokenizer,
         template=ChatTemplate(template, tokenizer.info.special) if template else None,
+        source=path,
     )
 
 

@@ -1,0 +1,35 @@
+"""What an engine must do to be timed by `bench`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from headway.llm.scoring import F64, I64
+
+DECODED = 8
+"""Tokens decoded by one repetition."""
+
+Repeat = Callable[[], object]
+
+
+class Engine(Protocol):
+    """An engine that runs a language model. `prefill` and `decode` give one repetition to time."""
+
+    name: str
+    version: str
+    size_bytes: int
+    bits: float
+    """Stored bits of one weight, over all matrices."""
+
+    def prefill(self, tokens: I64) -> Repeat:
+        """Reads one prompt from nothing and gives the last token's logits."""
+
+    def decode(self, tokens: I64, batch: int, depth: int) -> Repeat:
+        """`batch` sequences after `depth` tokens each: `DECODED` steps of one token each, and back to `depth`."""
+
+    def log_probabilities(self, parts: Sequence[I64]) -> F64:
+        """ln p of every token of each window but its first, in order: as `headway.llm.scoring` has it."""
+
+    def close(self) -> None:
+        """Frees what `prefill` and `decode` hold."""
