@@ -111,3 +111,8 @@ def test_what_is_named_like_a_recipe_file_and_is_none_is_refused_at_once(kind: s
     {"fifo": os.mkfifo, "folder": os.mkdir, "empty": Path.touch}[kind](path)
     with pytest.raises(BadInput, match=r"no recipe file .*here\.toml|here\.toml is empty"):
         Recipe.read(path)
+
+
+def test_a_line_longer_than_any_file_name_is_read_in_place() -> None:
+    line = " + ".join(f'int8(only="layers.{number}.mlp.*")' for number in range(40))
+    assert str(Recipe.read(line)) == line

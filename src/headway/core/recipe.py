@@ -7,7 +7,6 @@ TOML: one `[[system]]` table per system, its `name` beside its settings.
 from __future__ import annotations
 
 import json
-import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -98,9 +97,9 @@ class Recipe:
     def read(cls, source: str | Path) -> Recipe:
         """A recipe from a path that ends in .toml, an artifact folder, or from text in place."""
         path, text = Path(source), str(source)
-        held = os.path.join(text, "recipe.toml") if text else ""
-        if text.endswith(".toml") or os.path.isfile(held):
-            file = path if text.endswith(".toml") else Path(held)
+        held = path / "recipe.toml"
+        if text.endswith(".toml") or (text and _is_there(held)):
+            file = path if text.endswith(".toml") else held
             if not file.is_file():
                 raise BadInput(f"no recipe file {str(file)!r}", _FORMS)
             if file.stat().st_size > 1_000_000:
@@ -109,10 +108,19 @@ class Recipe:
                 return cls.parse_toml(file.read_text(), str(file))
             except UnicodeDecodeError:
                 raise BadInput(f"{file}: not UTF-8 text", "a recipe is a TOML file") from None
-        if text and os.path.lexists(text) and text not in systems():
+        if text and _is_there(path) and text not in systems():
             what = "a folder without recipe.toml" if path.is_dir() else "no .toml file"
             raise BadInput(f"recipe {text!r} is {what}", _FORMS)
         return cls.parse(text)
+
+
+def _is_there(path: Path) -> bool:
+    """Whether something has that name; a line too long for a name is none."""
+    try:
+        path.lstat()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _show(value: Any) -> str:
