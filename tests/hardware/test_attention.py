@@ -99,7 +99,6 @@ def test_native_steps_leave_the_cache_as_it_was(half_kv, monkeypatch):
             return logits
 
     class Module:
-        pack_f32 = staticmethod(real.pack_f32)
         make_model = staticmethod(lambda description: Spy(real.make_model(description)))
 
     monkeypatch.setattr(attention_module, "native_module", Module)

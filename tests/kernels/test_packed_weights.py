@@ -199,3 +199,51 @@ def test_products_refuse_activations_of_another_width():
         weight.matmul(np.ones((1, 9), np.float32))
     with pytest.raises(ValueError, match="row index"):
         weight.gather(np.array([4], np.int32))
+
+
+@pytest.mark.parametrize("kind", ["int4", "int8", "signed", "f32", "f16", "bf16"])
+def test_a_matrix_given_in_pieces_packs_to_the_same_bits_and_every_row_is_asked_for_once(kind):
+    out, columns = 1700, 1300  # some pieces of a megabyte, the last one short and its tile too
+    random = np.random.default_rng(3)
+    grids = [random.standard_normal((out, -(-columns // 32))).astype(np.float32) for _ in range(2)]
+    if kind in ("int4", "int8", "signed"):
+        codes = random.integers(0, 16 if kind == "int4" else 256, (out, columns), dtype=np.uint8)
+        codes = codes.view(np.int8) if kind == "signed" else codes
+        values = codes
+
+        def pack(rows):
+            return (cpu.pack_int4 if kind == "int4" else cpu.pack_int8)(rows, *grids, 32)
+    else:
+        floats = random.standard_normal((out, columns)).astype(np.float32)
+        values = {"f32": floats, "f16": floats.astype(np.float16), "bf16": (floats.view(np.uint32) >> 16)}[kind]
+        values = values.astype(np.uint16) if kind == "bf16" else values
+        pack = cpu.pack_dense
+    asked = []
+
+    def read(begin, end):
+        asked.append((begin, end))
+        return values[begin:end]
+
+    whole, pieces = pack(values), pack(cpu.Rows(values.shape, values.dtype, read))
+    assert np.array_equal(whole.dequantize(), pieces.dequantize())
+    x = random.standard_normal((3, columns)).astype(np.float32)
+    assert np.array_equal(whole.matmul(x), pieces.matmul(x))
+    assert len(asked) > 1
+    assert [row for begin, end in asked for row in range(begin, end)] == list(range(out))
+
+
+def test_a_piece_that_does_not_fit_or_cannot_be_read_leaves_no_weight():
+    scales = np.ones((64, 1), np.float32)
+
+    def failing(begin, end):
+        raise OSError("the disk is gone")
+
+    for read, error, says in (
+        (lambda begin, end: np.zeros((end - begin - 1, 32), np.uint8), ValueError, "wrong shape"),
+        (lambda begin, end: np.full((end - begin, 32), 16, np.uint8), ValueError, "above 15"),
+        (failing, OSError, "disk is gone"),
+    ):
+        before = cpu.memory()["weights"]["current"]
+        with pytest.raises(error, match=says):
+            cpu.pack_int4(cpu.Rows((64, 32), np.uint8, read), scales, None, 32)
+        assert cpu.memory()["weights"]["current"] == before

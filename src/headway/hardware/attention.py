@@ -17,6 +17,7 @@ import numpy as np
 from headway.core.target import KernelPoint, KernelRate, Target
 from headway.hardware.bench import Clears, native_module, quiet
 from headway.hardware.calibrate import cold_bytes, sweeper
+from headway.kernels import cpu
 
 Steps = Callable[[int, int], Callable[[], object]]
 """(keys, queries) -> a call that attends `queries` tokens to about `keys` keys each and leaves all as it was."""
@@ -95,7 +96,7 @@ def _in_turns(
 def native_steps(shape: AttentionShape, *, half_kv: bool, threads: int) -> Steps:
     """Steps of a one-layer native model whose matrices are as small as its heads allow."""
     native = native_module()
-    model = native.make_model(_small_model(native, shape, half_kv))
+    model = native.make_model(_small_model(shape, half_kv))
     rng = np.random.default_rng(0)
 
     def feed(sequence: Any, count: int) -> None:
@@ -121,12 +122,12 @@ _VOCAB = 32
 _WIDTH = 32
 
 
-def _small_model(native: Any, shape: AttentionShape, half_kv: bool) -> dict[str, Any]:
+def _small_model(shape: AttentionShape, half_kv: bool) -> dict[str, Any]:
     """Description of the model: `_WIDTH` wide but for its heads."""
     rng = np.random.default_rng(0)
 
     def matrix(out: int, inside: int) -> Any:
-        return native.pack_f32(rng.standard_normal((out, inside), dtype=np.float32) * 0.1)
+        return cpu.pack_dense(rng.standard_normal((out, inside), dtype=np.float32) * 0.1)
 
     query, key = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     ones = np.ones(_WIDTH, np.float32)

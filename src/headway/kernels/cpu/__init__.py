@@ -7,8 +7,9 @@ kernel that the runtime uses (integer weights: int8 activations, one scale per 3
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -106,18 +107,37 @@ def fail_allocation(k: int) -> None:
     _cpu.fail_allocation(k)
 
 
-def pack_dense(values: npt.NDArray[Any]) -> NativeWeight:
+@dataclass(frozen=True)
+class Rows:
+    """A matrix that is packed piece by piece, so that it need not be in memory whole: `read(begin, end)` gives rows.
+
+    Pieces are asked for in order, each row once; a piece is no longer used when the next is asked for.
+    """
+
+    shape: tuple[int, int]
+    dtype: npt.DTypeLike
+    read: Callable[[int, int], npt.NDArray[Any]]
+
+
+def _rows(values: npt.NDArray[Any] | Rows) -> Rows:
+    if isinstance(values, Rows):
+        return values
+    return Rows(values.shape, values.dtype, lambda begin, end: values[begin:end])
+
+
+def pack_dense(values: npt.NDArray[Any] | Rows) -> NativeWeight:
     """values: (out, in) float32 or float16, or uint16 holding bfloat16 bits; stored as given, computed in float32."""
-    data = np.ascontiguousarray(values)
-    if data.dtype == np.float16:
-        return _cpu.pack_f16(data.view(np.uint16))  # type: ignore[no-any-return]
-    if data.dtype == np.uint16:
-        return _cpu.pack_bf16(data)  # type: ignore[no-any-return]
-    return _cpu.pack_f32(np.ascontiguousarray(data, dtype=np.float32))  # type: ignore[no-any-return]
+    rows = _rows(values)
+    dtype = np.dtype(rows.dtype)
+    if dtype == np.float16:
+        return _cpu.pack_f16(_pieces(rows, np.float16, np.uint16), *rows.shape)  # type: ignore[no-any-return]
+    if dtype == np.uint16:
+        return _cpu.pack_bf16(_pieces(rows, np.uint16), *rows.shape)  # type: ignore[no-any-return]
+    return _cpu.pack_f32(_pieces(rows, np.float32), *rows.shape)  # type: ignore[no-any-return]
 
 
 def pack_int4(
-    codes: U8, scales: npt.NDArray[Any], minima: npt.NDArray[Any] | None, group: int, zero: int = 0
+    codes: U8 | Rows, scales: npt.NDArray[Any], minima: npt.NDArray[Any] | None, group: int, zero: int = 0
 ) -> NativeWeight:
     """W = scales * (codes - zero) + minima. Codes (out, in) in 0..15; scales and minima (out, ceil(in / group)).
 
@@ -125,24 +145,28 @@ def pack_int4(
     groups of 16. Scales and minima are kept in float16 where that changes no bit, else in float32. ValueError for
     anything else.
     """
-    return _pack_int(codes, scales, minima, group, 4, zero)
+    return _pack_int(_rows(codes), scales, minima, group, 4, zero)
 
 
 def pack_int8(
-    codes: npt.NDArray[np.uint8 | np.int8],
+    codes: npt.NDArray[np.uint8 | np.int8] | Rows,
     scales: npt.NDArray[Any],
     minima: npt.NDArray[Any] | None,
     group: int,
     zero: int = 0,
 ) -> NativeWeight:
     """As `pack_int4`, with uint8 codes 0..255, or int8 codes -128..127 with `zero` 0 (`unpack`: code + 128)."""
-    if codes.dtype == np.int8:
-        codes, zero = codes.view(np.uint8) ^ np.uint8(128), zero + 128
-    return _pack_int(codes, scales, minima, group, 8, zero)
+    rows = _rows(codes)
+    return _pack_int(rows, scales, minima, group, 8, zero + 128 if rows.dtype == np.int8 else zero)
+
+
+def _pieces(rows: Rows, dtype: Any, bits: Any = None) -> Callable[[int, int], npt.NDArray[Any]]:
+    """Contiguous pieces of that type, seen as `bits`."""
+    return lambda begin, end: np.ascontiguousarray(rows.read(begin, end), dtype).view(bits or dtype)
 
 
 def _pack_int(
-    codes: npt.NDArray[Any],
+    codes: Rows,
     scales: npt.NDArray[Any],
     minima: npt.NDArray[Any] | None,
     group: int,
@@ -150,9 +174,13 @@ def _pack_int(
     zero: int,
 ) -> NativeWeight:
     grids = [None if grid is None else np.asarray(grid, np.float32) for grid in (scales, minima)]
-    columns = codes.shape[1]
+    out, columns = codes.shape
     if group > 32 and group % 32 == 16 and group < columns:
         grids = [None if g is None else np.repeat(g, group // 16, axis=1)[:, : -(-columns // 16)] for g in grids]
         group = 16
     wide, low = (None if grid is None else np.ascontiguousarray(grid) for grid in grids)
-    return _cpu.pack_int(np.ascontiguousarray(codes), wide, low, group, bits, zero)  # type: ignore[no-any-return]
+    read = _pieces(codes, codes.dtype, np.uint8)
+    if codes.dtype == np.int8:
+        signed = read
+        read = lambda begin, end: signed(begin, end) ^ np.uint8(128)  # noqa: E731
+    return _cpu.pack_int(read, out, columns, wide, low, group, bits, zero)  # type: ignore[no-any-return]

@@ -54,16 +54,18 @@ uint16_t half_from_float(float value) {
   return uint16_t(sign | ((bits + 0xc8000fff + ((bits >> 13) & 1)) >> 13));
 }
 
-DenseWeight::DenseWeight(const void* data, Storage storage, int64_t out, int64_t in)
-    : Weight(out, in), storage_(storage) {
+DenseWeight::DenseWeight(Storage storage, int64_t out, int64_t in) : Weight(out, in), storage_(storage) {
   const size_t element = storage == Storage::f32 ? 4 : 2;
   packed_ = Buffer(size_t(tiles() * kTile * padded_in()) * element, Owner::weights);
+}
+
+void DenseWeight::fill(int64_t row, int64_t rows, const void* data) {
+  const size_t element = storage_ == Storage::f32 ? 4 : 2;
   const auto* from = static_cast<const char*>(data);
   char* to = packed_.as<char>();
-  for (int64_t r = 0; r < out; ++r)
-    for (int64_t c = 0; c < in; ++c)
-      std::memcpy(to + size_t(((r / kTile) * padded_in() + c) * kTile + r % kTile) * element,
-                  from + size_t(r * in + c) * element, element);
+  for (int64_t r = row; r < row + rows; ++r)
+    for (int64_t c = 0; c < in(); ++c, from += element)
+      std::memcpy(to + size_t(((r / kTile) * padded_in() + c) * kTile + r % kTile) * element, from, element);
 }
 
 void DenseWeight::matmul(const Acts& acts, float* y, int64_t ldy, int64_t tile_begin, int64_t tile_end, void*) const {
@@ -85,8 +87,8 @@ bool fits_half(const float* values, int64_t n) {
 }
 }  // namespace
 
-IntWeight::IntWeight(const uint8_t* codes, const float* scales, const float* minima, int64_t out, int64_t in,
-                     int64_t group, int bits, int zero)
+IntWeight::IntWeight(const float* scales, const float* minima, int64_t out, int64_t in, int64_t group, int bits,
+                     int zero)
     : Weight(out, in) {
   tiles_.out = out;
   tiles_.blocks = padded_in() / kBlock;
@@ -102,7 +104,7 @@ IntWeight::IntWeight(const uint8_t* codes, const float* scales, const float* min
   tiles_.data = packed_.as<uint8_t>();
 
   const size_t element = tiles_.wide_header ? 4 : 2;
-  for (int64_t r = 0; r < out; ++r) {
+  for (int64_t r = 0; r < out; ++r)
     for (int64_t g = 0; g < groups(); ++g) {
       uint8_t* at = header(r, g);
       const float* pair[2] = {scales, minima};
@@ -112,12 +114,15 @@ IntWeight::IntWeight(const uint8_t* codes, const float* scales, const float* min
         std::memcpy(at, tiles_.wide_header ? static_cast<const void*>(&value) : &half, element);
       }
     }
-    for (int64_t c = 0; c < in; ++c) {
-      const uint8_t code = codes[r * in + c];
+}
+
+void IntWeight::fill(int64_t row, int64_t rows, const uint8_t* codes) {
+  for (int64_t r = row; r < row + rows; ++r)
+    for (int64_t c = 0; c < in(); ++c) {
+      const uint8_t code = *codes++;
       uint8_t* at = code_line(r, c);
-      *at = uint8_t(*at | (bits == 4 && c % 32 >= 16 ? code << 4 : code));
+      *at = uint8_t(*at | (tiles_.bits == 4 && c % 32 >= 16 ? code << 4 : code));
     }
-  }
 }
 
 uint8_t* IntWeight::header(int64_t row, int64_t group) const {

@@ -13,8 +13,9 @@ enum class Storage : int { f32 = 0, f16 = 1, bf16 = 2 };
 
 class DenseWeight final : public Weight {
  public:
-  // `data`: row-major out x in of the storage's type.
-  DenseWeight(const void* data, Storage storage, int64_t out, int64_t in);
+  // All zero; `fill` puts rows in before the weight is used: row-major, of the storage's type.
+  DenseWeight(Storage storage, int64_t out, int64_t in);
+  void fill(int64_t row, int64_t rows, const void* data);
 
   const char* kind() const override { return "dense"; }
   size_t bytes() const override { return packed_.size(); }
@@ -35,11 +36,11 @@ class DenseWeight final : public Weight {
 
 class IntWeight final : public Weight {
  public:
-  // codes: out x in bytes below 2^bits; scales, minima (or null): out x groups, groups = ceil(in / group).
-  // `group`: 16, a multiple of 32, or anything >= in for one group per row. Value = scale * (code - zero) + minimum.
-  // Headers are stored in f16 when that loses nothing, else in f32.
-  IntWeight(const uint8_t* codes, const float* scales, const float* minima, int64_t out, int64_t in, int64_t group,
-            int bits, int zero);
+  // scales, minima (or null): out x groups, groups = ceil(in / group). `group`: 16, a multiple of 32, or anything >= in
+  // for one group per row. Value = scale * (code - zero) + minimum. Headers are stored in f16 when that loses nothing,
+  // else in f32. Codes are 0 until `fill`, once for every row before the weight is used: rows x in bytes below 2^bits.
+  IntWeight(const float* scales, const float* minima, int64_t out, int64_t in, int64_t group, int bits, int zero);
+  void fill(int64_t row, int64_t rows, const uint8_t* codes);
 
   const char* kind() const override { return tiles_.bits == 4 ? "int4" : "int8"; }
   size_t bytes() const override { return packed_.size(); }

@@ -4,6 +4,7 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 
+#include <algorithm>
 #include <cstring>
 #include <optional>
 #include <string>
@@ -33,9 +34,25 @@ void check(bool ok, const char* message) {
   if (!ok) throw nb::value_error(message);
 }
 
-NativeWeight pack_int(const Matrix<uint8_t>& codes, const Matrix<float>& scales,
+constexpr int64_t kPieceBytes = 1 << 20;  // of a matrix that is given in pieces
+
+// Fills a weight with what `rows(begin, end)` gives, a piece at a time: no second copy of the whole matrix need exist.
+template <class T, class W, class F> void fill(W& weight, const nb::callable& rows, F&& accept) {
+  const int64_t step = std::max(kTile, kPieceBytes / int64_t(sizeof(T)) / weight.in() / kTile * kTile);
+  for (int64_t begin = 0; begin < weight.out(); begin += step) {
+    const int64_t count = std::min(step, weight.out() - begin);
+    Matrix<T> piece;
+    check(nb::try_cast(rows(begin, begin + count), piece), "a piece of the matrix has the wrong data type");
+    check(int64_t(piece.shape(0)) == count && int64_t(piece.shape(1)) == weight.in(),
+          "a piece of the matrix has the wrong shape");
+    accept(piece.data(), count * weight.in());
+    const nb::gil_scoped_release release;
+    weight.fill(begin, count, piece.data());
+  }
+}
+
+NativeWeight pack_int(const nb::callable& rows, int64_t out, int64_t in, const Matrix<float>& scales,
                       const std::optional<Matrix<float>>& minima, int64_t group, int bits, int zero) {
-  const auto out = int64_t(codes.shape(0)), in = int64_t(codes.shape(1));
   check(out > 0 && in > 0, "codes are empty; give at least one row and one column");
   check(bits == 4 || bits == 8, "bits must be 4 or 8");
   check(zero >= 0 && zero < 1 << bits, "zero must be a code");
@@ -44,22 +61,21 @@ NativeWeight pack_int(const Matrix<uint8_t>& codes, const Matrix<float>& scales,
   check(int64_t(scales.shape(0)) == out && int64_t(scales.shape(1)) == groups, "scales must be (rows, groups)");
   if (minima)
     check(int64_t(minima->shape(0)) == out && int64_t(minima->shape(1)) == groups, "minima must be (rows, groups)");
-  const uint8_t* data = codes.data();
-  const float* low = minima ? minima->data() : nullptr;
-  const nb::gil_scoped_release release;
-  uint8_t most = 0;
-  for (int64_t i = 0; i < out * in; ++i) most = data[i] > most ? data[i] : most;
-  if (bits == 4 && most > 15) {
-    const nb::gil_scoped_acquire acquire;
-    throw nb::value_error("a 4-bit code is above 15");
-  }
-  return {std::make_shared<IntWeight>(data, scales.data(), low, out, in, group, bits, zero)};
+  const auto weight =
+      std::make_shared<IntWeight>(scales.data(), minima ? minima->data() : nullptr, out, in, group, bits, zero);
+  fill<uint8_t>(*weight, rows, [bits](const uint8_t* codes, int64_t n) {
+    uint8_t most = 0;
+    for (int64_t i = 0; i < n; ++i) most = std::max(most, codes[i]);
+    check(bits == 8 || most <= 15, "a 4-bit code is above 15");
+  });
+  return {weight};
 }
 
-template <class T> NativeWeight pack_dense(const Matrix<T>& values, Storage storage) {
-  check(values.shape(0) > 0 && values.shape(1) > 0, "the matrix is empty; give at least one row and one column");
-  const nb::gil_scoped_release release;
-  return {std::make_shared<DenseWeight>(values.data(), storage, int64_t(values.shape(0)), int64_t(values.shape(1)))};
+template <class T, Storage storage> NativeWeight pack_dense(const nb::callable& rows, int64_t out, int64_t in) {
+  check(out > 0 && in > 0, "the matrix is empty; give at least one row and one column");
+  const auto weight = std::make_shared<DenseWeight>(storage, out, in);
+  fill<T>(*weight, rows, [](const T*, int64_t) {});
+  return {weight};
 }
 
 nb::object dequantize(const NativeWeight& self) {
@@ -138,11 +154,13 @@ void bind(nb::module_& m) {
       .def("matmul", &matmul, "x"_a, "exact"_a = false, "threads"_a = 0)
       .def("gather", &gather, "ids"_a)
       .def("unpack", &unpack);
-  m.def("pack_int", &pack_int, "codes"_a, "scales"_a, "minima"_a.none(), "group"_a, "bits"_a, "zero"_a);
-  m.def("pack_f32", [](const Matrix<float>& v) { return pack_dense(v, Storage::f32); }, "values"_a);
+  // rows(begin, end): that part of the matrix, C-contiguous; asked for in order, each row once.
+  m.def("pack_int", &pack_int, "rows"_a, "out"_a, "columns"_a, "scales"_a, "minima"_a.none(), "group"_a, "bits"_a,
+        "zero"_a);
+  m.def("pack_f32", &pack_dense<float, Storage::f32>, "rows"_a, "out"_a, "columns"_a);
   // The bits of f16 or bf16 values, as uint16.
-  m.def("pack_f16", [](const Matrix<uint16_t>& v) { return pack_dense(v, Storage::f16); }, "bits"_a);
-  m.def("pack_bf16", [](const Matrix<uint16_t>& v) { return pack_dense(v, Storage::bf16); }, "bits"_a);
+  m.def("pack_f16", &pack_dense<uint16_t, Storage::f16>, "rows"_a, "out"_a, "columns"_a);
+  m.def("pack_bf16", &pack_dense<uint16_t, Storage::bf16>, "rows"_a, "out"_a, "columns"_a);
 
   m.def("threads", [] { return Pool::instance().threads(); });
   m.def("set_threads", [](int n) { Pool::instance().set_threads(n); }, "n"_a);

@@ -127,6 +127,20 @@ def _import_forms(name: str) -> None:
             importlib.import_module(f"{package}.{module.name}")
 
 
+def by_rows(array: Array, read: Callable[[Any], Array] | None = None) -> Any:
+    """A matrix for the kernels to pack piece by piece: `read(rows)` of a slice of rows, plain rows of `array` without.
+
+    Pages of a mapped file under rows that were packed are given back as the packing goes on.
+    """
+    from headway.kernels import cpu
+
+    def piece(begin: int, end: int) -> Array:
+        release(array[:begin])
+        return array[begin:end] if read is None else read(slice(begin, end))
+
+    return cpu.Rows(array.shape, array.dtype, piece)
+
+
 def frozen(array: Array, dtype: npt.DTypeLike | None = None) -> Array:
     """A contiguous array that nobody writes to (a view where possible)."""
     fixed = np.ascontiguousarray(array, dtype).view()

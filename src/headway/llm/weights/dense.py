@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from headway.core.errors import BadInput
 from headway.core.weight import F32
-from headway.llm.weights.base import Array, StoredWeight, frozen, register_form, take
+from headway.llm.weights.base import Array, StoredWeight, by_rows, frozen, register_form, take
 
 FloatType = Literal["f32", "f16", "bf16"]
 
@@ -80,4 +80,4 @@ class DenseWeight(StoredWeight):
     def _pack(self) -> Any:
         from headway.kernels import cpu
 
-        return cpu.pack_dense(self.dequantize())
+        return cpu.pack_dense(by_rows(self._stored))

@@ -9,6 +9,7 @@ of these forms without changing a bit of their value.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy.typing as npt
 
 from headway.core.errors import BadInput
 from headway.core.weight import F32
-from headway.llm.weights.base import Array, StoredWeight, finite, frozen, register_form, take
+from headway.llm.weights.base import Array, StoredWeight, by_rows, finite, frozen, register_form, take
 
 
 def group_count(in_features: int, group_size: int) -> int:
@@ -133,7 +134,7 @@ class Int8Weight(GroupedWeight):
     def _pack(self) -> Any:
         from headway.kernels import cpu
 
-        return cpu.pack_int8(self._codes, self.scale, self.minimum, self.group_size)
+        return cpu.pack_int8(by_rows(self._codes), self.scale, self.minimum, self.group_size)
 
 
 @register_form("int4")
@@ -189,4 +190,5 @@ class Int4Weight(GroupedWeight):
     def _pack(self) -> Any:
         from headway.kernels import cpu
 
-        return cpu.pack_int4(self.codes(), self.scale, self.minimum, self.group_size)
+        codes = replace(by_rows(self._nibbles, self._codes_of), shape=self.shape)
+        return cpu.pack_int4(codes, self.scale, self.minimum, self.group_size)
