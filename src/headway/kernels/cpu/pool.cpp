@@ -26,7 +26,8 @@ using Clock = std::chrono::steady_clock;
 constexpr int kMaxThreads = 256;
 constexpr int64_t kSpinInside = 200'000, kSpinOutside = 20'000;  // ns a helper spins within and between sessions
 constexpr int64_t kStall = 200'000;                              // ns a caller waits before it counts as a stall
-constexpr int64_t kFirstRest = 2'000'000, kLongestRest = 512'000'000;  // ns alone after a stall; doubles each time
+constexpr int64_t kFirstRest = 2'000'000, kLongestRest = 512'000'000;  // ns alone after a stall
+constexpr int64_t kWorth = 4;  // helpers that worked this many times as long as they were then waited for are worth it
 
 int64_t now_ns() {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now().time_since_epoch()).count();
@@ -90,6 +91,7 @@ struct Pool::State {
 
   uint64_t finished = 0;  // tasks of all phases shared so far
   int64_t rest_until = 0, rest = kFirstRest;
+  int64_t opened = 0, shared = 0;  // when the session in progress (or its sharing) began; ns of earlier ones since a rest
   std::atomic<uint64_t> phases{0}, stalls{0}, alone{0};
 
   // Take tasks until none is left. Returns how many were run.
@@ -223,6 +225,7 @@ Pool::Session::Session(int threads) {
   lanes_ = std::min(wanted, s.started.load());
   if (lanes_ > 1) {
     s.spread(lanes_);
+    s.opened = now_ns();
     s.inside.store(true, std::memory_order_seq_cst);
     s.epoch.fetch_add(1, std::memory_order_seq_cst);
     s.wake(lanes_);
@@ -232,6 +235,7 @@ Pool::Session::Session(int threads) {
 Pool::Session::~Session() {
   if (!owner_) return;
   State& s = *Pool::instance().state_;
+  if (lanes_ > 1 && !s.rest_until) s.shared += now_ns() - s.opened;
   s.inside.store(false, std::memory_order_relaxed);
   s.use.unlock();
 }
@@ -243,11 +247,14 @@ void Pool::Session::run_raw(int64_t tasks, Function function, void* context) {
   if (!owner_ || lanes_ < 2 || tasks < 2 || tasks > INT32_MAX) return by_itself();
   State& s = *Pool::instance().state_;
   if (s.rest_until) {
-    if (now_ns() < s.rest_until) {
+    const int64_t now = now_ns();
+    if (now < s.rest_until) {
       s.alone.fetch_add(1, std::memory_order_relaxed);
       return by_itself();
     }
     s.rest_until = 0;
+    s.shared = 0;
+    s.opened = now;
   }
   s.function = function;
   s.context = context;
@@ -280,13 +287,12 @@ void Pool::Session::run_raw(int64_t tasks, Function function, void* context) {
     stalled = true;
     if (now - from > 4 * kStall) sched_yield();
   }
-  if (!stalled) {
-    if (s.rest > kFirstRest) s.rest -= s.rest / 512;  // trust returns slowly
-    return;
-  }
+  if (!stalled) return;
   s.stalls.fetch_add(1, std::memory_order_relaxed);
-  s.rest_until = now_ns() + s.rest;
-  s.rest = std::min(s.rest * 2, kLongestRest);
+  const int64_t now = now_ns();
+  const bool worth = s.shared + (from - s.opened) > kWorth * (now - from);
+  s.rest = worth ? std::max(s.rest / 2, kFirstRest) : std::min(s.rest * 2, kLongestRest);
+  s.rest_until = now + s.rest;
 }
 
 }  // namespace headway

@@ -4,7 +4,8 @@
 // A phase is `tasks` independent tasks. Every thread starts in its own contiguous share (one linear stream of
 // memory) and takes from the others' shares when done. A helper that is late, or was taken off its core between
 // tasks, costs nothing: the caller does its share. Only a helper that loses its core inside a task makes the caller
-// wait; once that has taken `kStall`, the pool goes on with the caller alone and asks the helpers again later.
+// wait; once that has taken `kStall`, the pool goes on with the caller alone and asks the helpers again later: the
+// later, the more often waiting for them took longer than their work was worth.
 // Which thread runs a task must not change its result.
 #pragma once
 #include <cstdint>
