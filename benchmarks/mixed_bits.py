@@ -52,10 +52,8 @@ def main(name: str = "smollm2-135m") -> int:
         # Least loss within these bytes: the same allocation with the roles of bytes and loss exchanged.
         swapped = replace(table, loss=np.where(np.isfinite(allowed), table.nbytes, np.inf), nbytes=allowed)
         mixed = swapped.allocate(np.where(np.isfinite(allowed), allowed, 0.0), limit)
-        compared = [
-            scoring.compare(subject.exact, apply_recipe(table.recipe(picked), model, context), windows)
-            for picked in (uniform, mixed)
-        ]
+        made = [apply_recipe(table.recipe(picked), model, context) for picked in (uniform, mixed)]
+        compared = scoring.compare(subject.exact, made, windows)
         ratio = perplexity_ratio(compared[1].candidate, compared[0].candidate, windows=lengths)
         setting = dict(choice.settings)
         print(

@@ -197,7 +197,7 @@ def test_a_text_too_short_or_a_window_that_cannot_be_is_refused(model: LanguageM
 
 
 def test_comparing_a_model_with_itself_finds_nothing(model: LanguageModel) -> None:
-    same = scoring.compare(model, model, scoring.windows(model, TEXT, 48))
+    (same,) = scoring.compare(model, [model], scoring.windows(model, TEXT, 48))
     assert same.quality == 1.0
     assert same.mean_kl == 0.0
     assert same.top1_agreement == 1.0
@@ -208,7 +208,7 @@ def test_kl_and_agreement_are_those_of_the_distributions(model: LanguageModel) -
     site = "layers.1.mlp.down"
     other = model.with_weights({site: DenseWeight(model.weight(site).dequantize() * np.float32(1.3))})
     parts = scoring.windows(model, TEXT, 48)
-    found = scoring.compare(model, other, parts)
+    (found,) = scoring.compare(model, [other], parts)
     kl, agree = [], []
     for part in parts:
         p, q = (torch.from_numpy(m.logits(part)[:-1]).double().log_softmax(-1) for m in (model, other))
@@ -222,7 +222,7 @@ def test_kl_and_agreement_are_those_of_the_distributions(model: LanguageModel) -
 
 def test_models_of_other_vocabularies_are_not_compared(model: LanguageModel, smollm2: LanguageModel) -> None:
     with pytest.raises(BadInput, match="one vocabulary"):
-        scoring.compare(model, smollm2, scoring.windows(model, TEXT, 48))
+        scoring.compare(model, [smollm2], scoring.windows(model, TEXT, 48))
 
 
 # The Model protocol

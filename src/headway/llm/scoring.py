@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -51,16 +51,10 @@ def log_probabilities(model: LanguageModel, parts: Sequence[I64]) -> F64:
 
 
 def log_softmax_at(logits: F32, targets: I64) -> F64:
-    """(n, vocab), (n,) -> ln softmax(logits)[i, targets[i]], sums in float64."""
-    rows = np.arange(len(targets))
-    return logits[rows, targets].astype(np.float64) - log_sum_exp(logits)
+    """(n, vocab), (n,) -> ln softmax(logits)[i, targets[i]], summed in float64."""
+    from headway.kernels.cpu import _cpu
 
-
-def log_sum_exp(logits: F32) -> F64:
-    """(n, vocab) -> (n,)."""
-    top = logits.max(axis=1, keepdims=True)
-    norm: F64 = np.log(np.exp(logits - top).sum(axis=1, dtype=np.float64)) + top[:, 0]
-    return norm
+    return cast(F64, _cpu.log_softmax_at(logits, targets))
 
 
 def _predictions(model: LanguageModel, part: I64) -> Iterator[tuple[int, F32]]:
@@ -98,36 +92,25 @@ class Comparison:
         return float(self.agree.mean())
 
 
-def compare(original: LanguageModel, candidate: LanguageModel, parts: Sequence[I64]) -> Comparison:
-    """Feed both models the same windows in lockstep, two chunks of logits in memory.
+def compare(original: LanguageModel, candidates: Sequence[LanguageModel], parts: Sequence[I64]) -> list[Comparison]:
+    """Each candidate against the original. All are fed the same windows in lockstep, two chunks of logits in memory.
 
     Raises `BadInput` if their vocabularies differ.
     """
-    if original.architecture.vocab != candidate.architecture.vocab:
-        raise BadInput(
-            f"{candidate.name} has {candidate.architecture.vocab} tokens, {original.name} "
-            f"{original.architecture.vocab}",
-            "compare models of one vocabulary",
-        )
-    columns: list[tuple[F64, F64, F64, npt.NDArray[np.bool_]]] = []
+    from headway.kernels.cpu import _cpu
+
+    for candidate in candidates:
+        if original.architecture.vocab != candidate.architecture.vocab:
+            raise BadInput(
+                f"{candidate.name} has {candidate.architecture.vocab} tokens, {original.name} "
+                f"{original.architecture.vocab}",
+                "compare models of one vocabulary",
+            )
+    columns: list[list[Any]] = [[] for _ in candidates]
     for part in parts:
-        pairs = zip(_predictions(original, part), _predictions(candidate, part), strict=True)
-        for (at, ours), (_, theirs) in pairs:
-            columns.append(_compared(ours, theirs, part[at + 1 : at + 1 + len(ours)]))
-    joined = [np.concatenate(column) for column in zip(*columns, strict=True)]
-    return Comparison(joined[0], joined[1], joined[2], joined[3])
-
-
-def _compared(ours: F32, theirs: F32, targets: I64) -> tuple[F64, F64, F64, npt.NDArray[np.bool_]]:
-    rows = np.arange(len(targets))
-    ours_norm, theirs_norm = log_sum_exp(ours), log_sum_exp(theirs)
-    p = np.exp(ours - ours_norm[:, None].astype(np.float32))
-    gap = np.einsum("ij,ij->i", p, ours - theirs, dtype=np.float64)
-    mass = p.sum(axis=1, dtype=np.float64)
-    kl = np.maximum(gap - mass * (ours_norm - theirs_norm), 0.0)
-    return (
-        ours[rows, targets] - ours_norm,
-        theirs[rows, targets] - theirs_norm,
-        kl,
-        ours.argmax(axis=1) == theirs.argmax(axis=1),
-    )
+        predictions = [_predictions(candidate, part) for candidate in candidates]
+        for at, ours in _predictions(original, part):
+            targets = part[at + 1 : at + 1 + len(ours)]
+            for found, theirs in zip(columns, predictions, strict=True):
+                found.append(_cpu.compare_logits(ours, next(theirs)[1], targets))
+    return [Comparison(*(np.concatenate(column) for column in zip(*found, strict=True))) for found in columns]

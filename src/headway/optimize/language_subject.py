@@ -114,7 +114,7 @@ class LanguageSubject:
         if self.user is not None:
             return {"quality": float(self.user(self.exact, model, parts))}
         if full:
-            compared = scoring.compare(self.exact, model, parts)
+            (compared,) = scoring.compare(self.exact, [model], parts)
             lengths = [len(part) - 1 for part in parts]
             ratio = perplexity_ratio(compared.candidate, compared.original, windows=lengths)
             return {

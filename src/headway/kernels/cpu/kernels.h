@@ -97,6 +97,9 @@ struct Kernels {
   void (*glu)(float* gate, const float* up, int64_t n, int kind);  // gate = f(gate) * up; 0 silu, 1 gelu (tanh)
   int64_t (*argmax)(const float* x, int64_t n);                    // the first of equals; -1 if any is NaN
 
+  double (*log_sum_exp)(const float* x, int64_t n, float* top);
+  double (*divergence)(const float* x, double x_norm, const float* y, double y_norm, int64_t n);
+
   // One token's K and V of all heads ([kv_heads][head_dim] each) into slot `at` of a page.
   void (*kv_write)(const PageShape* shape, void* page, int64_t at, const float* k, const float* v);
   void (*attend)(const AttendArgs* args);

@@ -118,6 +118,45 @@ static int64_t argmax(const float* x, int64_t n) {
   return -1;
 }
 
+// ln sum e^x, in double over blocks of 1,024; NaN if any x is. `top` is the largest x.
+static double log_sum_exp(const float* x, int64_t n, float* top) {
+  F best = set1(-kInfinity);
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) best = max(load(x + i), best);
+  *top = highest(best);
+  for (; i < n; ++i)
+    if (x[i] > *top) *top = x[i];
+  const float high = *top;
+  double total = 0;
+  for (i = 0; i < n;) {
+    F part = zero();
+    const int64_t end = n - i < 1024 ? n : i + 1024;
+    for (; i + 16 <= end; i += 16) part = part + exponential(load(x + i) - set1(high));
+    total += (double)sum(part);
+    for (; i < end; ++i) total += __builtin_exp((double)(x[i] - high));
+  }
+  return (double)high + __builtin_log(total);
+}
+
+// KL(softmax x || softmax y) where `x_norm` and `y_norm` are their log_sum_exp.
+static double divergence(const float* x, double x_norm, const float* y, double y_norm, int64_t n) {
+  const double shift = x_norm - y_norm;  // taken off early: what is left to add up is small
+  const F norm = set1((float)x_norm), apart = set1((float)shift);
+  double total = 0;
+  int64_t i = 0;
+  while (i < n) {
+    F part = zero();
+    const int64_t end = n - i < 1024 ? n : i + 1024;
+    for (; i + 16 <= end; i += 16) {
+      const F a = load(x + i);
+      part = fma(exponential(a - norm), a - load(y + i) - apart, part);
+    }
+    total += (double)sum(part);
+    for (; i < end; ++i) total += __builtin_exp((double)x[i] - x_norm) * ((double)x[i] - (double)y[i] - shift);
+  }
+  return total > 0 || total != total ? total : 0;
+}
+
 // Two sums at once, 128 B a turn: as fast as this level reads.
 static uint64_t read(const void* data, size_t bytes) {
   const float* p = (const float*)data;
