@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import sys
 from pathlib import Path
 
@@ -21,6 +22,30 @@ def test_the_default_splits_are_disjoint_and_the_held_out_part_is_the_published_
     assert len(texts.calibration) > 500_000
     paragraphs = {part for part in texts.heldout.split("\n\n") if len(part) > 200}
     assert not paragraphs & set(texts.calibration.split("\n\n"))
+
+
+def test_docstrings_are_read_from_sources_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first = default_texts()
+    assert first.calibration == "\n\n".join(docstrings())
+    read: list[object] = []
+    monkeypatch.setattr(ast, "parse", read.append)
+    assert default_texts() == first
+    assert not read
+
+
+def test_a_changed_library_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = tmp_path / "library"
+    (library / "test").mkdir(parents=True)
+    (library / "site-packages").mkdir()
+    for name in ("ast.py", "b.py", "test/t.py", "site-packages/s.py"):
+        (library / name).write_text(f'"""The first words of {name}{" and more" * 12}."""\n')
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(ast, "__file__", str(library / "ast.py"))
+    first = default_texts().calibration
+    assert [part.split()[4] for part in first.split("\n\n")] == ["ast.py", "b.py"]
+    (library / "b.py").write_text(f'"""Other words{" and more" * 12}."""\n')
+    assert default_texts().calibration == first.split("\n\n")[0] + "\n\n" + f"Other words{' and more' * 12}."
 
 
 def test_a_python_without_help_topics_asks_for_a_text(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ast
+import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 from headway.core.errors import BadInput, Lacking
-from headway.core.files import read_bytes, sha256_of
+from headway.core.files import read_bytes, sha256_file, sha256_of
 
 HELDOUT_BYTES = 200_000
 TEXT_LIMIT = 256 << 20
@@ -66,33 +69,54 @@ class Workload:
 def default_texts() -> Texts:
     """Calibration: docstrings of the standard library. Search and held-out: disjoint parts of Python's help topics.
 
-    Raises `Lacking` where a distribution left the help topics out.
+    The docstrings are kept in the step cache: reading them takes seconds. Raises `Lacking` where a distribution left
+    the help topics out.
     """
+    from headway.core.cache import StepCache
+
     try:
         from pydoc_data.topics import topics
     except ModuleNotFoundError:
         raise Lacking("this Python came without pydoc_data, the default text", "give a text: --text FILE") from None
 
     pages = "\n\n".join(topics[name] for name in sorted(topics)).encode()
+    cache = StepCache()
+    key = cache.key("docstrings", sys.version, sha256_file(__file__), _stamps(library_sources()))
     return Texts(
-        "\n\n".join(docstrings()),
+        cache.json(key, lambda: "\n\n".join(docstrings())),
         pages[HELDOUT_BYTES:].decode(errors="ignore"),
         pages[:HELDOUT_BYTES].decode(errors="ignore"),
         "python standard library",
     )
 
 
-def docstrings() -> Iterator[str]:
-    """Docstrings of the standard library's modules, in a fixed order, read from sources without importing any.
+def library_sources() -> list[Path]:
+    """The standard library's modules in a fixed order.
 
     `pydoc_data` (what quality is judged on) and test packages are left out.
     """
-    library = Path(ast.__file__).parent
     skipped = {"test", "tests", "idlelib", "lib2to3", "pydoc_data", "site-packages", "turtledemo", "__phello__"}
+    found: list[Path] = []
+    for folder, inner, files in os.walk(Path(ast.__file__).parent):
+        inner[:] = [name for name in inner if name not in skipped]
+        found += [Path(folder, name) for name in files if name.endswith(".py") and name not in skipped]
+    return sorted(found)
+
+
+def _stamps(paths: Sequence[Path]) -> list[tuple[str, int, int]]:
+    """What changes when a file does."""
+    found = []
+    for path in paths:
+        with suppress(OSError):
+            status = path.stat()
+            found.append((str(path), status.st_size, status.st_mtime_ns))
+    return found
+
+
+def docstrings() -> Iterator[str]:
+    """Docstrings of the standard library's modules, in a fixed order, read from sources without importing any."""
     seen: set[str] = set()
-    for path in sorted(library.rglob("*.py")):
-        if skipped & set(path.relative_to(library).parts):
-            continue
+    for path in library_sources():
         try:
             tree = ast.parse(path.read_bytes())
         except (SyntaxError, ValueError, OSError):
@@ -130,8 +154,16 @@ def user_function(name: str) -> Callable[..., Any]:
         sys.path.insert(0, str(Path.cwd()))
     try:
         found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise BadInput(f"{name}: {error}", "check the name and PYTHONPATH") from None
+    except Exception as error:  # whatever the user's module raises while it is imported
+        raise BadInput(f"{name}: {type(error).__name__}: {error}", "check the name and PYTHONPATH") from None
     if not callable(found):
         raise BadInput(f"{name} is not callable", "name a function")
-    return found  # type: ignore[no-any-return]
+
+    @wraps(found)
+    def called(*arguments: Any) -> Any:
+        try:
+            return found(*arguments)
+        except Exception as error:
+            raise BadInput(f"{name} failed: {type(error).__name__}: {error}", "mend the function") from error
+
+    return called
