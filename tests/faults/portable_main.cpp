@@ -158,7 +158,7 @@ void planes() {
 }
 
 void vectors() {
-  Digest norm("rms_norm"), cap("softcap"), turn("rope"), gate("glu"), most("argmax"), plus("add and scale");
+  Digest norm("rms_norm"), cap("softcap"), turn("rope"), gate("glu"), most("argmax"), plus("add_scale");
   for (int i = 0; i < kCases; ++i) {
     const int64_t n = 1 + rnd.below(130), heads = 1 + rnd.below(4), dim = 2 * (1 + rnd.below(65));
     std::vector<float> a = rnd.reals(n), b = rnd.reals(n), y(n);
