@@ -1,9 +1,11 @@
 """Facts are read from /proc, /sys and control groups of any layout, and a machine without them still works."""
 
+import os
+
 import pytest
 from hardware_examples import GIB, KIB, MIB
 
-from headway.hardware.machine import Cache, cpu_list, cpu_quota, memory_limit, read_machine, size_bytes
+from headway.hardware.machine import Cache, cpu_list, cpu_quota, memory_limit, read_machine, room_bytes, size_bytes
 
 CPUINFO = """processor\t: 0
 model name\t: Example CPU 9000
@@ -150,3 +152,18 @@ def test_this_machine_can_be_read():
     assert machine.cores >= 1
     assert 0 < machine.available_bytes <= machine.ram_bytes
     assert machine.fingerprint == read_machine().fingerprint
+
+
+def test_room_is_the_least_of_what_machine_groups_and_address_space_leave(tmp_path, files):
+    assert room_bytes(lay_out(tmp_path / "free", files)) == 8 * GIB
+    limits = "Limit   Soft Limit   Hard Limit   Units\nMax address space         {}   unlimited   bytes\n"
+    unlimited = {"proc/self/limits": limits.format("unlimited"), "proc/self/statm": "1000 1 1 1 0 1 0\n"}
+    assert room_bytes(lay_out(tmp_path / "unlimited", {**files, **unlimited})) == 8 * GIB
+    limited = {**unlimited, "proc/self/limits": limits.format(GIB)}
+    page = os.sysconf("SC_PAGE_SIZE")
+    assert room_bytes(lay_out(tmp_path / "address", {**files, **limited})) == GIB - 1000 * page
+    group = {"sys/fs/cgroup/user/box/memory.max": str(2 * GIB), "sys/fs/cgroup/user/box/memory.current": str(GIB + 9)}
+    assert room_bytes(lay_out(tmp_path / "group", {**files, **GROUP2, **group})) == GIB - 9
+    assert room_bytes(lay_out(tmp_path / "both", {**files, **GROUP2, **group, **limited})) == GIB - 1000 * page
+    over = {**limited, "proc/self/limits": limits.format(5)}
+    assert room_bytes(lay_out(tmp_path / "over", {**files, **over})) == 0

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,7 @@ def read_machine(root: str | Path = "/") -> Machine:
     cpu, flags = _cpu(root)
     cpus = _affinity(root)
     total, available = _memory(root)
-    limit, free = memory_limit(root)
+    limit, _ = memory_limit(root)
     return Machine(
         cpu=cpu,
         architecture=platform.machine(),
@@ -90,7 +91,7 @@ def read_machine(root: str | Path = "/") -> Machine:
         cpus=cpus,
         quota=cpu_quota(root),
         ram_bytes=min(total, limit) if limit else total,
-        available_bytes=min(available, free) if free is not None else available,
+        available_bytes=min(available, room_bytes(root)),
         kernel=_text(root / "proc/sys/kernel/osrelease") or platform.release(),
         caches=tuple(_caches(root, cpus)),
     )
@@ -222,6 +223,23 @@ def memory_limit(root: str | Path = "/") -> tuple[int | None, int | None]:
         taken = int(used) - _inactive_file(folder) if used.isdecimal() else 0
         free.append(max(0, int(text) - max(0, taken)))
     return min(limits, default=None), min(free, default=None)
+
+
+def room_bytes(root: str | Path = "/") -> int:
+    """Bytes this process may still take: what the machine and the control groups have free, and RLIMIT_AS leaves."""
+    root = Path(root)
+    _, available = _memory(root)
+    _, free = memory_limit(root)
+    return min(room for room in (available, free, _address_room(root)) if room is not None)
+
+
+def _address_room(root: Path) -> int | None:
+    """Address space that RLIMIT_AS leaves; None without a limit."""
+    found = re.search(r"^Max address space +(\d+) ", _text(root / "proc/self/limits"), re.MULTILINE)
+    pages = _text(root / "proc/self/statm").split()
+    if found is None or not pages or not pages[0].isdecimal():
+        return None
+    return max(0, int(found[1]) - int(pages[0]) * os.sysconf("SC_PAGE_SIZE"))
 
 
 def _inactive_file(folder: Path) -> int:

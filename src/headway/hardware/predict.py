@@ -23,6 +23,8 @@ from headway.core.target import Target
 from headway.hardware.rates import Rates
 
 F32_BYTES = 4
+FORM_BYTES = 1.125
+"""An activation as kernels read it: int8 and a float32 scale for 32 of them."""
 KV_BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "int8": 1.0}
 
 
@@ -96,6 +98,8 @@ class LanguageLoad:
     kv: str = "f32"
     """Data type of the KV store: a key of `KV_BYTES`, or any name when `kv_element_bytes` is given."""
     kv_element_bytes: float = 0.0
+    kv_page: int = 1
+    """Tokens whose keys and values the store allocates together."""
     chunk: int = 512
     """Prompt tokens that go through the network together."""
     threads: int = 1
@@ -192,13 +196,16 @@ def prefill_seconds(
 def memory_bytes(shape: LanguageShape, sites: Sequence[SiteLoad], load: LanguageLoad) -> dict[str, float]:
     """Bytes by owner: the `--dry-run` table."""
     context = load.context or load.prompt_tokens + load.output_tokens
+    context = -(-context // load.kv_page) * load.kv_page
     rows = min(load.chunk, max(load.prompt_tokens, 1))
-    wide = 2 * shape.width + shape.heads * shape.head_dim + shape.kv_elements + 2 * shape.ffn
+    queries = shape.heads * shape.head_dim
+    wide = 3 * shape.width + 2 * queries + shape.kv_elements + 2 * shape.ffn
+    formed = shape.width + queries + shape.ffn
     return {
         "weights": sum(site.nbytes if site.resident_bytes is None else site.resident_bytes for site in sites)
         + shape.vector_bytes,
         "kv": _kv_bytes(shape, load, context),
-        "scratch": F32_BYTES * (rows * wide + shape.vocabulary),
+        "scratch": F32_BYTES * (rows * wide + shape.vocabulary) + FORM_BYTES * rows * formed,
     }
 
 

@@ -16,6 +16,7 @@ from headway.llm import generation, scoring
 from headway.llm.digests import model_digest
 from headway.llm.families.base import Architecture
 from headway.llm.generation import Generation
+from headway.llm.room import check_room
 from headway.llm.runtime import I64, Runtime
 from headway.llm.sampling import Sampling
 from headway.llm.template import ChatTemplate
@@ -150,6 +151,7 @@ class LanguageModel(Model):
         except ImportError as error:
             raise Lacking(f"the native extension is not built ({error})", "run: pip install . , or use torch") from None
 
+        check_room(self.name, self.architecture, self._weights)
         exact = self.runtime_kind == "exact"
         return NativeRuntime(
             self.architecture,

@@ -17,6 +17,7 @@ from headway.hardware.predict import LanguageLoad, LanguageShape, SiteLoad, pred
 from headway.hardware.rates import Rates
 from headway.llm import scoring
 from headway.llm.language_model import LanguageModel
+from headway.llm.room import KV_PAGE, language_shape
 from headway.llm.runtime import I64
 from headway.optimize.subject import Split
 
@@ -137,18 +138,7 @@ class LanguageSubject:
 
     @cached_property
     def shape(self) -> LanguageShape:
-        arch = self.model.architecture
-        return LanguageShape(
-            layers=len(arch.layers),
-            width=arch.d_model,
-            ffn=arch.ffn,
-            heads=arch.heads,
-            kv_heads=arch.kv_heads,
-            head_dim=arch.head_dim,
-            vocabulary=arch.vocab,
-            windows=tuple(layer.window for layer in arch.layers),
-            vector_bytes=4 * sum(arch.vectors.values()),
-        )
+        return language_shape(self.model.architecture)
 
     def predict(
         self, target: Target, stored: Mapping[str, tuple[str, float]], threads: int
@@ -164,6 +154,7 @@ class LanguageSubject:
             output_tokens=DECODED,
             context=self.workload.context,
             kv="f16",
+            kv_page=KV_PAGE,
             threads=threads,
         )
         made = predict_language(self.shape, loads, load, target)

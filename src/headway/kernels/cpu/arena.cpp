@@ -89,22 +89,43 @@ class Arena {
     return nullptr;
   }
 
+  // A slab with room for `bytes` and for what comes after; where address space is short, for `bytes` alone.
   Slab& map(size_t bytes) {
     auto slab = std::make_unique<Slab>();
-    slab->size = bytes > kSlab / 2 ? up(bytes, kHuge) : kSlab;
-    slab->free.emplace(0, slab->size);
     slabs_.reserve(slabs_.size() + 1);
-    const size_t span = slab->size + kHuge;
-    void* raw = mmap(nullptr, span, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (raw == MAP_FAILED) throw std::bad_alloc();
-    char* from = static_cast<char*>(raw);
-    slab->base = reinterpret_cast<char*>(up(reinterpret_cast<size_t>(from), kHuge));
-    const size_t head = size_t(slab->base - from);
-    if (head) munmap(from, head);
-    if (span - head > slab->size) munmap(slab->base + slab->size, span - head - slab->size);
-    madvise(slab->base, slab->size, MADV_HUGEPAGE);
+    if (!reserve(*slab, bytes > kSlab / 2 ? up(bytes, kHuge) : kSlab, kHuge)) {
+      trim();
+      if (!reserve(*slab, bytes, 0)) throw std::bad_alloc();
+    }
+    slab->free.emplace(0, slab->size);
     slabs_.push_back(std::move(slab));
     return *slabs_.back();
+  }
+
+  // Give back the ends of slabs that hold nothing.
+  void trim() {
+    for (const auto& slab : slabs_) {
+      if (slab->free.empty()) continue;
+      const auto last = std::prev(slab->free.end());
+      if (last->first + last->second != slab->size) continue;
+      munmap(slab->base + last->first, last->second);
+      slab->size = last->first;
+      slab->free.erase(last);
+    }
+  }
+
+  // `spare` bytes more are asked for and given back, so that the slab begins at a multiple of kHuge; 0: anywhere.
+  static bool reserve(Slab& slab, size_t size, size_t spare) {
+    void* raw = mmap(nullptr, size + spare, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (raw == MAP_FAILED) return false;
+    char* from = static_cast<char*>(raw);
+    slab.size = size;
+    slab.base = spare ? reinterpret_cast<char*>(up(reinterpret_cast<size_t>(from), kHuge)) : from;
+    const size_t head = size_t(slab.base - from);
+    if (head) munmap(from, head);
+    if (spare > head) munmap(slab.base + size, spare - head);
+    madvise(slab.base, size, MADV_HUGEPAGE);
+    return true;
   }
 
   void release(Slab& slab, size_t offset, size_t bytes) {

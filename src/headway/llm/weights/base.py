@@ -66,6 +66,11 @@ class StoredWeight(ABC):
             release(array)
         return packed
 
+    @property
+    def packed(self) -> bool:
+        """Whether `native` was made already."""
+        return "_native" in vars(self)
+
     def native(self) -> Any:
         """The packed object the native runtime multiplies with, made at the first call."""
         return self._native
