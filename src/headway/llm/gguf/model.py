@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headway.core.errors import BadFile
+from headway.core.pages import release
 from headway.core.weight import F32, Weight
 from headway.llm.families.base import Architecture
 from headway.llm.families.family import Family
@@ -107,7 +108,9 @@ def _weight(file: GGUFFile, name: str, shape: tuple[int, int], order: npt.NDArra
     parts = file.affine(name)
     if order is not None:
         parts = replace(parts, codes=parts.codes[order], scale=parts.scale[order], minimum=parts.minimum[order])
-    return grouped(parts)
+    made = grouped(parts)
+    release(file.raw(name))  # the weight has its own copy
+    return made
 
 
 def _vector(file: GGUFFile, name: str, length: int, order: npt.NDArray[np.int64] | None) -> F32:
