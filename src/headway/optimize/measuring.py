@@ -34,6 +34,8 @@ class Bench:
     metrics_limit_s: float = 12.0
     """Seconds one interleaved timing may take for each metric."""
     models: dict[str, Model] = field(default_factory=dict)
+    first_s: dict[str, float] = field(default_factory=dict)
+    """Metric -> seconds of the unmodified model when it was first measured."""
 
     def model(self, recipe: Recipe) -> Model:
         """The model with the recipe applied; the last few are kept."""
@@ -89,21 +91,32 @@ class Bench:
         return float(self._cached("memory", measure, str(recipe)))
 
     def measure(self, candidates: Sequence[Candidate], units: int) -> list[Candidate]:
-        """Each candidate with everything measured: times beside the baseline, memory, size, quality on search data."""
+        """Each candidate with everything measured: times beside the baseline, memory, size, quality on search data.
+
+        A time is the candidate's paired ratio to the unmodified model of the same run, times what that took when it
+        was first measured: rounds of the search compare, whatever else the machine did meanwhile.
+        """
         arms = {f"candidate {number}": c.recipe for number, c in enumerate(candidates, 1) if c.recipe.steps}
         timings = self.timings(arms, self.rounds, "search")
         measured = []
         for candidate in self.context.progress.track(candidates, "memory and quality of each candidate"):
             arm = next((name for name, recipe in arms.items() if recipe is candidate.recipe), BASELINE)
-            metrics = self._times(arm, timings)
+            metrics = self._rates(
+                {
+                    metric: self.first_s.setdefault(metric, timing.median_s(BASELINE) / calls)
+                    * (1.0 if arm == BASELINE else timing.comparison(arm).ratio.value)
+                    for metric, (timing, calls) in timings.items()
+                }
+            )
             metrics["size_bytes"] = float(self.model(candidate.recipe).size_bytes())
             metrics["memory_bytes"] = self.memory(candidate.recipe)
             metrics.update(self.quality(candidate.recipe, "search", units, full=True))
             measured.append(candidate.with_measured(**metrics))
         return measured
 
-    def _times(self, arm: str, timings: Mapping[str, tuple[Timing, int]]) -> dict[str, float]:
-        metrics = {metric: timing.median_s(arm) / units for metric, (timing, units) in timings.items()}
+    def _rates(self, times: Mapping[str, float]) -> dict[str, float]:
+        """Times, and the throughput they mean."""
+        metrics = dict(times)
         if "tpot_s" in metrics:
             metrics["throughput_tok_s"] = 1.0 / metrics["tpot_s"]
         elif "latency_s" in metrics:
@@ -116,7 +129,8 @@ class Bench:
         timings = self.timings(arms, rounds, "proof")
         for metric, (timing, units) in timings.items():
             evidence.add_timing(metric, timing, per_call=units)
-        metrics = self._times(WINNER if arms else BASELINE, timings)
+        arm = WINNER if arms else BASELINE
+        metrics = self._rates({metric: timing.median_s(arm) / units for metric, (timing, units) in timings.items()})
         units = self.subject.units("heldout")
         metrics.update(self.quality(candidate.recipe, "heldout", units, full=True))
         metrics["size_bytes"] = float(self.model(candidate.recipe).size_bytes())

@@ -1,0 +1,79 @@
+"""Times of one search compare, whatever load the machine was under when each was taken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headway.core.evidence import Evidence
+from headway.core.measure import Timing
+from headway.core.recipe import Recipe
+from headway.optimize.candidate import Candidate
+from headway.optimize.measuring import BASELINE, UNMODIFIED, Bench
+
+INT8, INT4 = Recipe.read("int8"), Recipe.read("int4")
+
+
+class Stub:
+    """Stands for the model, the subject and the context: nothing but times is asked here."""
+
+    def size_bytes(self) -> int:
+        return 1
+
+    def units(self, split: str) -> int:
+        return 1
+
+    class progress:
+        @staticmethod
+        def track(things: Any, text: str) -> Iterator[Any]:
+            yield from things
+
+
+class Loaded(Bench):
+    """A bench on a machine that is `load` times slower in each of its runs; recipes take `seconds` when it is idle."""
+
+    def __init__(self, seconds: Mapping[str, float], loads: list[float], units: int) -> None:
+        super().__init__(Stub(), Stub())  # type: ignore[arg-type]
+        self.seconds, self.loads, self.units = seconds, loads, units
+
+    def model(self, recipe: Recipe) -> Any:
+        return Stub()
+
+    def memory(self, recipe: Recipe) -> float:
+        return 1.0
+
+    def quality(self, *_: Any, **__: Any) -> dict[str, float]:
+        return {"quality": 1.0}
+
+    def timings(self, recipes: Mapping[str, Recipe], rounds: int, purpose: str) -> dict[str, tuple[Timing, int]]:
+        load = self.loads.pop(0)
+        arms = {BASELINE: UNMODIFIED, **recipes}
+        samples = {
+            name: [load * wave * self.seconds[str(recipe)] * self.units for wave in (1.0, 1.5, 1.25, 1.0, 2.0)]
+            for name, recipe in arms.items()
+        }
+        return {"tpot_s": (Timing(BASELINE, 0, samples, dict.fromkeys(arms, 1)), self.units)}
+
+
+@given(st.floats(0.1, 10), st.floats(0.1, 10), st.sampled_from([1, 8]))
+def test_rounds_under_different_load_give_times_that_compare(first: float, second: float, units: int) -> None:
+    seconds = {str(UNMODIFIED): 2.0, str(INT8): 1.0, str(INT4): 3.0}
+    bench = Loaded(seconds, [1.0, first, second], units)
+    original = bench.measure([Candidate(UNMODIFIED)], 1)[0].measured
+    assert original["tpot_s"] == pytest.approx(1.25 * 2.0)
+    for recipe in (INT8, INT4):
+        measured = bench.measure([Candidate(recipe)], 1)[0].measured
+        assert measured["tpot_s"] == pytest.approx(1.25 * seconds[str(recipe)])
+        assert measured["throughput_tok_s"] == pytest.approx(1 / measured["tpot_s"])
+
+
+def test_a_proof_says_what_it_took_then() -> None:
+    bench = Loaded({str(UNMODIFIED): 2.0, str(INT8): 1.0}, [1.0, 3.0], 1)
+    bench.measure([Candidate(UNMODIFIED)], 1)
+    evidence = Evidence.__new__(Evidence)
+    evidence.add_timing = lambda *_, **__: None  # type: ignore[method-assign]
+    assert bench.prove(Candidate(INT8), evidence, 5).measured["tpot_s"] == pytest.approx(3 * 1.25)
