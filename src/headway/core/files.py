@@ -285,9 +285,14 @@ def _exchange(one: Path, other: Path) -> None:
 
 
 def read_bytes(path: str | Path, *, limit: int) -> bytes:
-    """The content of a file of at most `limit` bytes; raises `BadFile` for a larger one, `BadInput` for none."""
+    """The content of a file of at most `limit` bytes; raises `BadFile` for a larger one, `BadInput` for none.
+
+    What is no plain file is `BadInput` too: a pipe or a device may never end.
+    """
     path = Path(path)
-    with explained(path), path.open("rb") as file:
+    with explained(path), os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise BadInput(f"{path} is no plain file", "give a file")
         data = file.read(limit + 1)
     if len(data) > limit:
         raise BadFile(path, limit, f"the file is longer than {limit} bytes")

@@ -181,6 +181,8 @@ class Target:
     @classmethod
     def load(cls, path: str | Path) -> Target:
         """Read a file that `headway probe -o` wrote; raises `BadInput`."""
+        if Path(path).exists() and not Path(path).is_file():
+            raise BadInput(f"{path} is no plain file", "make one: headway probe -o FILE")
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
