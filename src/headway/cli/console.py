@@ -50,15 +50,23 @@ class Session:
         self.progress: Progress = Progress() if quiet else BarProgress(plain=not sys.stderr.isatty())
 
     def emit(self, document: Mapping[str, Any], text: str, target: Target | None = None) -> None:
-        """Print the JSON document (with the keys every verb has) or the text for people."""
+        """Print the JSON document (with the keys every verb has) or the text for people.
+
+        Without a target the document names the machine as it is known without measuring it.
+        """
         if not self.as_json:
             print(text)
             return
         from headway.core.version import __version__
+        from headway.hardware.machine import read_machine
 
-        shared: dict[str, Any] = {"schema": SCHEMA, "headway": __version__, "seed": self.seed}
-        if target is not None:
-            shared["target"] = {"name": target.name, "fingerprint": target.fingerprint}
+        here = target or read_machine()
+        shared: dict[str, Any] = {
+            "schema": SCHEMA,
+            "headway": __version__,
+            "target": {"name": here.name, "fingerprint": here.fingerprint},
+            "seed": self.seed,
+        }
         json.dump({**shared, **document}, sys.stdout, indent=2, allow_nan=False, default=str)
         print()
 
