@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,12 @@ from pathlib import Path
 import pytest
 
 from headway.cli.main import VERBS, main
+from headway.core.evidence import Evidence
+from headway.core.ledger import Ledger
+from headway.core.registry import systems
+from headway.hardware import probe
+from headway.hardware.machine import read_machine
+from headway.optimize import api
 
 
 @pytest.mark.parametrize(
@@ -40,6 +47,115 @@ def test_bad_input_is_one_line_with_a_mend_and_exit_2(
     assert part in lines[-1]
     assert "; " in lines[-1]
     assert captured.out == ""
+
+
+@pytest.fixture
+def nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of its own, where loading a model or measuring the machine is a failure."""
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("loaded or measured")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(api, "load", never)
+    monkeypatch.setattr(api, "machine", never)
+    monkeypatch.setattr(probe, "probe", never)
+    os.mkfifo("fifo.npy")
+    Path("folder").mkdir()
+    Path("file").touch()
+    Path("judge_of_one.py").write_text("def judge(one): return 1.0\n")
+
+
+EVERYTHING = ",".join(systems())
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["optimize", "m", "--without", EVERYTHING], "nothing is left to search"),
+        (["optimize", "m", "--only", ""], "names no system"),
+        (["optimize", "m", "--recipe", "int8", "--without", "int8"], "int8 is in the fixed recipe and excluded"),
+        (["optimize", "m", "-o", "/proc/x"], "cannot write in /proc"),
+        (["optimize", "m", "-o", "file"], "file is no folder"),
+        (["optimize", "m", "-o", "file/below"], "cannot write in"),
+        (["optimize", "m", "--budget", "quality>=2"], "character 10: quality>=2 can never hold"),
+        (["optimize", "m", "--budget", "kl<=0.02x"], "character 9: kl has no unit 'x'"),
+        (["optimize", "m", "--budget", "cost<=1USD/h"], "cost is no property"),
+        (["optimize", "m", "--dry-run", "--only", "nothing"], "no system"),
+        (["optimize", "m", "--data", "fifo.npy"], "no plain file"),
+        (["optimize", "m", "--data", "folder"], "no plain file"),
+        (["optimize", "m", "--data", "/dev/zero"], "no plain file"),
+        (["optimize", "m", "--text", "fifo.npy"], "no plain file"),
+        (["optimize", "m", "--text", "missing"], "no text file"),
+        (["optimize", "m", "--target", "fifo.npy", "--dry-run"], "no plain file"),
+        (["optimize", "m", "--quality", "judge_of_one:judge"], "takes (one)"),
+        (["optimize", "m", "--quality", "judge_of_one:other"], "no attribute"),
+        (["apply", "", "m", "-o", "out"], "the recipe is empty"),
+        (["apply", "/dev/null", "m", "-o", "out"], "no .toml file"),
+        (["apply", "folder", "m", "-o", "out"], "a folder without recipe.toml"),
+        (["apply", "lut-gemm(bits='3')", "m", "-o", "out"], "bits='3'"),
+        (["apply", "lut-gemm(bits=true)", "m", "-o", "out"], "bits=True"),
+        (["apply", "lut-gemm(only='[')", "m", "-o", "out"], "open '['"),
+        (["apply", "int8", "m", "-o", "file"], "file is no folder"),
+        (["apply", "int8", "m", "-o", "out", "--data", "fifo.npy"], "no plain file"),
+        (["generate", "m", "-p", ""], "the prompt is empty"),
+        (["generate", "m", ""], "'' is one argument too many"),
+        (["generate", "m", "-p", "a", "--recipe", ""], "the recipe is empty"),
+        (["systems", "--models", "x"], "leave one of the two out"),
+        (["report", "fifo.npy"], "no plain file"),
+        (["probe", "-o", "/proc/x"], "cannot write in /proc"),
+    ],
+)
+@pytest.mark.usefixtures("nothing_runs")
+def test_what_cannot_work_is_refused_before_anything_is_loaded_or_measured(
+    words: list[str], part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(Path().iterdir())
+    assert main(words) == 2
+    said = capsys.readouterr()
+    assert part in said.err
+    assert said.err.count("\n") == 1
+    assert said.err.startswith("headway: ")
+    assert "; " in said.err
+    assert [path for path in sorted(Path().iterdir()) if path.name != "__pycache__"] == before
+
+
+@pytest.mark.parametrize("words", [["--minimize", "energy"], ["--budget", "energy<=1J"]])
+@pytest.mark.usefixtures("nothing_runs")
+def test_energy_without_a_counter_is_what_the_machine_lacks(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["optimize", "m", *words]) == 3
+    assert "no energy counter" in capsys.readouterr().err
+
+
+def test_a_terminal_sees_a_caret_under_the_character(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert main(["optimize", "m", "--budget", "quality>=2"]) == 2
+    assert capsys.readouterr().err.splitlines()[:2] == ["quality>=2", " " * 9 + "^"]
+
+
+def test_every_json_document_names_the_machine_without_measuring_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HEADWAY_HOME", str(tmp_path))
+    Ledger.open().append(Evidence("optimize", "m", {"name": "here", "fingerprint": "f"}, 1, 0))
+    documents = []
+    for words in (
+        ["systems"],
+        ["systems", "--models"],
+        ["systems", "int8"],
+        ["report", "--ledger", "-o", str(tmp_path / "r.html")],
+    ):
+        assert main([*words, "--json"]) == 0
+        documents.append(json.loads(capsys.readouterr().out))
+    for document in documents:
+        assert {"schema", "headway", "target", "seed"} <= set(document)
+        assert document["target"]["fingerprint"] == read_machine().fingerprint
+    assert not list(tmp_path.glob("state/targets/*"))
 
 
 def test_help_and_listing_import_nothing_heavy() -> None:

@@ -15,7 +15,11 @@ from headway.cli.console import Json, Quiet, Seed, Session, Threads, Verbose
 def command(
     recipe: Annotated[str, typer.Argument(help='RECIPE: a .toml file, or in place: "lut-gemm(bits=3)".')],
     model: Annotated[str, typer.Argument(help="MODEL: a packaged name, folder, .gguf file or artifact.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the artifact; must not exist.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the artifact; an older one is replaced.")],
+    text: Annotated[
+        Path | None, typer.Option("--text", help="Text to calibrate and judge a language model on.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="Inputs of a module: .npy or .safetensors.")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
     threads: Threads = 0,
@@ -30,6 +34,8 @@ def command(
         recipe,
         model,
         output,
+        text=text,
+        data=data,
         threads=session.threads,
         seed=seed,
         command=shlex.join(["headway", *sys.argv[1:]]) if sys.argv[1:2] == ["apply"] else "",

@@ -33,7 +33,7 @@ def command(
     verbose: Verbose = False,
 ) -> int:
     """Complete a prompt, or chat when there is none and a terminal to talk to."""
-    from headway.optimize.api import apply, load
+    from headway.optimize.api import apply, load, read_steps
     from headway.optimize.load import as_language
 
     session = Session(as_json, quiet, verbose, threads, seed, device)
@@ -41,6 +41,10 @@ def command(
         prompt = sys.stdin.read() if not sys.stdin.isatty() else None
         if not prompt:
             raise BadInput("no prompt", 'give one with -p "..." or on standard input')
+    if prompt == "":
+        raise BadInput("the prompt is empty", 'give one with -p "..."')
+    if recipe is not None:
+        read_steps(recipe)
     loaded = load(model)
     if recipe is not None:
         loaded = apply(recipe, loaded, threads=session.threads, seed=seed, progress=session.progress)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -77,6 +78,9 @@ def _run(verb: str, words: list[str]) -> int:
     except HeadwayError as error:
         if os.environ.get("HEADWAY_TRACEBACK"):
             raise
+        caret = getattr(error, "caret", None)
+        if caret is not None and sys.stderr.isatty():
+            print(caret(), file=sys.stderr)
         print("headway: " + " ".join(str(error).split()), file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
@@ -108,6 +112,8 @@ def _call(verb: str, words: list[str]) -> int:
         if not hasattr(error, "format_message"):
             raise
         said = " ".join(error.format_message().rstrip(".").split())
+        if extra := re.search(r"extra arguments?(?:\(s\))? \((.*)\)", said):
+            said = f"{extra[1]!r} is one argument too many"
         raise BadInput(f"{verb}: {said[:1].lower()}{said[1:]}", f"see: headway {verb} --help") from None
     return int(result or 0)
 

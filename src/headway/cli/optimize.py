@@ -6,7 +6,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,12 +16,12 @@ from headway.core.errors import BadInput
 
 def command(
     model: Annotated[str, typer.Argument(help="MODEL: a packaged name, folder, .gguf file, artifact, timm:NAME ...")],
-    budget: Annotated[str, typer.Option("--budget", help='e.g. "latency<=6ms/token, quality>=0.98".')] = "",
+    budget: Annotated[str, typer.Option("--budget", help='e.g. "latency<=6ms/token, quality>=0.95".')] = "",
     minimize: Annotated[str, typer.Option("--minimize", help="latency, memory, size or energy.")] = "latency",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder of the artifact.")] = None,
     time: Annotated[str, typer.Option("--time", help="How long to search, e.g. 5m or 90s.")] = "4m",
     recipe: Annotated[str, typer.Option("--recipe", help="Fixed part that every candidate begins with.")] = "",
-    only: Annotated[str, typer.Option("--only", help="Systems to choose from, comma-separated.")] = "",
+    only: Annotated[str | None, typer.Option("--only", help="Systems to choose from, comma-separated.")] = None,
     without: Annotated[str, typer.Option("--without", help="Systems to leave out, comma-separated.")] = "",
     target: Annotated[Path | None, typer.Option("--target", help="Plan for this measured machine (--dry-run).")] = None,
     context: Annotated[int, typer.Option("--context", min=0, help="Tokens in the context when decoding.")] = 0,
@@ -42,43 +42,40 @@ def command(
 
     Exit code 0 when the budget is met on held-out data, 1 when it is not (the nearest is still written).
     """
-    from headway.core.budget import Budget, Objective
-    from headway.core.recipe import Recipe
     from headway.core.target import Target
     from headway.optimize import api
-    from headway.optimize.applying import prepared
-    from headway.optimize.workloads import make_workload
 
     session = Session(as_json, quiet, verbose, threads, seed, device)
-    limits, objective = Budget.parse(budget), Objective.parse(minimize)
-    fixed = Recipe.read(recipe)
-    prepared(fixed)
     if target is not None and not dry_run:
         raise BadInput("--target plans for another machine", "add --dry-run: measuring needs that machine itself")
-    here = Target.load(target) if target is not None else None
+    if only is not None and not names(only):
+        raise BadInput("--only names no system", "name one, e.g. --only lut-gemm, or leave --only out")
     seconds = parse_time(time)
-    api.use_threads(session.threads)
-    loaded = api.load(model)
-    workload = make_workload(loaded, text=text, data=data, quality=quality, context=context)
-    options = {"recipe": fixed, "target": here, "workload": workload, "threads": session.threads}
+    shared: dict[str, Any] = {
+        "budget": budget,
+        "minimize": minimize,
+        "recipe": recipe,
+        "only": names(only or ""),
+        "without": names(without),
+        "target": None if target is None else Target.load(target),
+        "text": text,
+        "data": data,
+        "quality": quality,
+        "context": context,
+        "threads": session.threads,
+        "progress": session.progress,
+    }
     if dry_run:
-        from headway.optimize.dry_run import dry_run as plan
-
-        planned = plan(loaded, limits, here or api.machine(session.progress), workload, fixed, session.threads)
+        planned = api.plan(model, **shared)
         session.emit(planned.as_json(), planned.table(), planned.target)
         return 0 if planned.met else 1
     result = api.optimize(
-        loaded,
-        budget=limits,
-        minimize=objective,
+        model,
         output=output,
-        only=names(only),
-        without=names(without),
         time_s=seconds,
         seed=seed,
         command=shlex.join(["headway", *sys.argv[1:]]) if sys.argv[1:2] == ["optimize"] else "",
-        progress=session.progress,
-        **options,
+        **shared,
     )
     session.emit(result.as_json(), result.table(), result.target)
     return 0 if result.met else 1

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from headway.cli.console import Json, Session, table
+from headway.core.errors import BadInput
 from headway.core.packaged import PACKAGED
 from headway.core.registry import entry, systems
 
@@ -18,6 +19,8 @@ def command(
 ) -> int:
     """List systems, or packaged models, or show one system's card: paper, slot, needs, settings, last evidence here."""
     session = Session(as_json)
+    if models and slug is not None:
+        raise BadInput(f"systems: --models lists them all, and {slug!r} names one system", "leave one of the two out")
     if models:
         rows = [(model.name, model.what, model.licence, model.install) for model in PACKAGED.values()]
         names = ("name", "what", "licence", "install")

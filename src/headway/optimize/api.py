@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,12 @@ from headway.core.registry import Entry, entry, systems
 from headway.core.system import Context
 from headway.core.target import Target
 from headway.core.workload import Workload
-from headway.optimize.applying import apply_recipe, prepared
+from headway.optimize.applying import apply_recipe, calibrates, check_sites
 from headway.optimize.load import load
+from headway.optimize.request import Request, check_output, refuse, refuse_for
+from headway.optimize.workloads import check_sources, make_workload, on_sample
 
-__all__ = ["Proof", "apply", "context_for", "load", "optimize", "prove", "use_threads"]
+__all__ = ["Proof", "apply", "load", "optimize", "plan", "prove", "use_threads"]
 
 
 def use_threads(threads: int) -> int:
@@ -60,6 +63,10 @@ def optimize(
     without: Sequence[str] = (),
     target: Target | None = None,
     workload: Workload | None = None,
+    text: str | Path | None = None,
+    data: Any = None,
+    quality: str = "",
+    context: int = 0,
     time_s: float = 240.0,
     output: str | Path | None = None,
     threads: int = 0,
@@ -69,45 +76,102 @@ def optimize(
 ) -> Any:
     """Bring a model under a budget; gives a `Result` (see `headway.optimize.result`).
 
+    The workload is made of `text`, `data`, `quality` and `context` (see `make_workload`) unless given whole.
     Everything is validated before anything is loaded or run. Raises `BadInput` for what cannot be asked.
     """
-    parsed = Budget.parse(budget) if isinstance(budget, str) else budget
+    own = quality or (workload.quality if workload is not None and ":" in workload.quality else "")
+    parsed = Budget.parse(budget, own_quality=bool(own)) if isinstance(budget, str) else budget
     objective = Objective.parse(minimize) if isinstance(minimize, str) else minimize
     fixed = Recipe.read(recipe) if isinstance(recipe, str) else recipe
-    prepared(fixed)
+    folder = None if output is None else Path(output)
+    refuse(fixed, budget=parsed, objective=objective, only=only, without=without, output=folder)
+    check_sources(text=text, data=data, quality=quality)
     from headway.optimize.pipeline import optimize as run
-    from headway.optimize.request import Request
 
     count = use_threads(threads)
     progress = progress or Progress()
+    loaded = load(model, sample)
+    refuse_for(loaded, parsed, bool(own))
+    check_sites(fixed, loaded)
+    given = workload or make_workload(loaded, text=text, data=data, quality=quality, context=context)
+    if is_bare(loaded, given):
+        raise BadInput(f"{loaded.name} brings no data of its own", "give inputs with --data FILE or data=[...]")
     return run(
         Request(
-            load(model, sample),
+            loaded,
             target or machine(progress),
             parsed,
             objective,
-            workload or Workload(),
+            given,
             fixed,
-            only,
-            without,
-            time_s,
-            count,
-            seed,
-            None if output is None else Path(output),
-            command,
-            progress,
+            only=only,
+            without=without,
+            time_s=time_s,
+            threads=count,
+            seed=seed,
+            output=folder,
+            command=command,
+            progress=progress,
         )
     )
 
 
-def context_for(model: Model, workload: Workload, threads: int, seed: int, progress: Progress) -> Context:
-    """What systems may use besides the model, calibration inputs included."""
-    from headway.optimize.subjects import make_subject
+def plan(
+    model: Any,
+    *,
+    budget: str = "",
+    minimize: str = "latency",
+    recipe: str | Recipe = "",
+    only: Sequence[str] = (),
+    without: Sequence[str] = (),
+    target: Target | None = None,
+    text: str | Path | None = None,
+    data: Any = None,
+    quality: str = "",
+    context: int = 0,
+    threads: int = 0,
+    progress: Progress | None = None,
+) -> Any:
+    """`--dry-run`: what the model with the recipe will need here or on `target`, predicted (a `dry_run.Plan`).
 
-    bare = model.task != "language" and workload.data is None and getattr(model, "workload_of", None) is None
-    # A module that brings no data is calibrated on the sample it was loaded with.
-    calibration = [getattr(model, "sample")] if bare else make_subject(model, workload).calibration()  # noqa: B009
-    return Context(machine(progress), calibration, StepCache(), threads, seed, progress)
+    What only a search heeds is checked as `optimize` would.
+    """
+    parsed = Budget.parse(budget, own_quality=bool(quality))
+    fixed = Recipe.read(recipe) if isinstance(recipe, str) else recipe
+    refuse(fixed, budget=parsed, objective=Objective.parse(minimize), only=only, without=without)
+    check_sources(text=text, data=data, quality=quality)
+    from headway.optimize.dry_run import dry_run
+
+    count = use_threads(threads)
+    loaded = load(model)
+    refuse_for(loaded, parsed, bool(quality))
+    check_sites(fixed, loaded)
+    given = make_workload(loaded, text=text, data=data, quality=quality, context=context)
+    if is_bare(loaded, given):
+        given = on_sample(loaded, given)
+    return dry_run(loaded, parsed, target or machine(progress), given, fixed, count)
+
+
+def is_bare(model: Model, workload: Workload) -> bool:
+    """Whether nobody gave this module inputs besides its sample."""
+    return model.task != "language" and workload.data is None and getattr(model, "workload_of", None) is None
+
+
+def read_steps(recipe: str | Recipe) -> Recipe:
+    """A recipe that somebody asked to apply, every setting checked; raises `BadInput` for a blank one."""
+    if isinstance(recipe, str) and not recipe.strip():
+        raise BadInput("the recipe is empty", 'name systems, e.g. "lut-gemm(bits=4)", or write "(unmodified)"')
+    parsed = Recipe.read(recipe) if isinstance(recipe, str) else recipe
+    refuse(parsed)
+    return parsed
+
+
+def _bare_note(model: Model, recipe: Recipe, judged: bool) -> str:
+    """What must be said of a module that was given no inputs: its sample stands in for them."""
+    does = ["calibrated"] * calibrates(recipe) + ["judged"] * judged
+    if not does:
+        return ""
+    return f"{model.name} was {' and '.join(does)} on its own sample alone: give inputs with --data FILE or data=[...]"
 
 
 def apply(
@@ -116,17 +180,36 @@ def apply(
     *,
     sample: Any = None,
     workload: Workload | None = None,
+    text: str | Path | None = None,
+    data: Any = None,
     threads: int = 0,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Model:
-    """The model with the recipe applied; no search, nothing measured."""
-    parsed = Recipe.read(recipe) if isinstance(recipe, str) else recipe
-    prepared(parsed)
+    """The model with the recipe applied; no search, nothing measured.
+
+    What calibrates does so on a part of `text` or `data` (see `make_workload`), else on the model's own data, else on
+    the sample it was loaded with, which a warning says.
+    """
+    parsed = read_steps(recipe)
+    check_sources(text=text, data=data)
     count = use_threads(threads)
     loaded = load(model, sample)
-    context = context_for(loaded, workload or Workload(), count, seed, progress or Progress())
-    return apply_recipe(parsed, loaded, context)
+    check_sites(parsed, loaded)
+    given = workload or make_workload(loaded, text=text, data=data)
+    inputs: Sequence[tuple[Any, ...]] = ()
+    if calibrates(parsed):
+        if is_bare(loaded, given):
+            given, note = on_sample(loaded, given), _bare_note(loaded, parsed, judged=False)
+            if progress is None:
+                warnings.warn(note, stacklevel=2)
+            else:
+                progress.note(note)
+        from headway.optimize.subjects import make_subject
+
+        inputs = make_subject(loaded, given).calibration()
+    progress = progress or Progress()
+    return apply_recipe(parsed, loaded, Context(machine(progress), inputs, StepCache(), count, seed, progress))
 
 
 def apply_and_save(
@@ -135,28 +218,43 @@ def apply_and_save(
     output: str | Path,
     *,
     workload: Workload | None = None,
+    text: str | Path | None = None,
+    data: Any = None,
     threads: int = 0,
     seed: int = 0,
     command: str = "",
     progress: Progress | None = None,
 ) -> Any:
-    """Apply one recipe, measure it beside the unmodified model on held-out data and save the artifact: a `Result`."""
-    parsed = Recipe.read(recipe) if isinstance(recipe, str) else recipe
-    prepared(parsed)
+    """Apply one recipe, measure it beside the unmodified model on held-out data and save the artifact: a `Result`.
+
+    A module without inputs is calibrated and judged on its sample, which a note in the evidence says.
+    """
+    parsed = read_steps(recipe)
+    check_output(Path(output))
+    check_sources(text=text, data=data)
     from headway.optimize.pipeline import measure_recipe
-    from headway.optimize.request import Request
 
     count = use_threads(threads)
     progress = progress or Progress()
+    loaded = load(model)
+    check_sites(parsed, loaded)
+    given = workload or make_workload(loaded, text=text, data=data)
+    notes = []
+    if is_bare(loaded, given):
+        given = on_sample(loaded, given)
+        notes = [_bare_note(loaded, parsed, judged=True)]
+        progress.note(notes[0])
     request = Request(
-        load(model),
+        loaded,
         machine(progress),
-        workload=workload or Workload(),
+        workload=given,
         recipe=parsed,
+        searches=False,
         threads=count,
         seed=seed,
         output=Path(output),
         command=command,
+        notes=notes,
         progress=progress,
     )
     return measure_recipe(request)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from headway.core import compatibility
 from headway.core.errors import BadInput
 from headway.core.model import Model
+from headway.core.patterns import compiled
 from headway.core.recipe import Recipe
 from headway.core.registry import system
 from headway.core.system import Context, Policy, Settings, System, Transform, WeightSettings, sites_taken
+from headway.llm.weights.transform import WeightTransform
 
 
 def prepared(recipe: Recipe) -> list[tuple[System[Any], Settings]]:
@@ -19,32 +22,54 @@ def prepared(recipe: Recipe) -> list[tuple[System[Any], Settings]]:
     ready: list[tuple[System[Any], Settings]] = []
     for step in recipe.steps:
         found = system(step.system)
-        ready.append((found, found.settings.parse(step.settings, step.system)))
+        if not isinstance(found, Transform | Policy):
+            raise BadInput(f"{step.system} is a {found.card.kind}: it is not part of a recipe", "see: headway systems")
+        settings = found.settings.parse(step.settings, step.system)
+        if isinstance(settings, WeightSettings):
+            for pattern in (*settings.only, *settings.skip):
+                compiled(pattern)
+        ready.append((found, settings))
     return ready
+
+
+def calibrates(recipe: Recipe) -> bool:
+    """Whether any step asks for calibration inputs; only weight systems can say that they do not."""
+    steps = prepared(recipe)
+    return any(not isinstance(found, WeightTransform) or found.calibrates(settings) for found, settings in steps)
+
+
+def check_sites(recipe: Recipe, model: Model) -> None:
+    """Raise `BadInput` for a step that takes no site of this model, and for two that take the same ones."""
+    takers: dict[str, str] = {}
+    for step, (found, settings) in zip(recipe.steps, prepared(recipe), strict=True):
+        if not isinstance(settings, WeightSettings):
+            continue
+        taken = found.taken if isinstance(found, WeightTransform) else sites_taken
+        names = [site.name for site in taken(settings, model.sites())]
+        if not names and model.sites():
+            known = ", ".join(site.name for site in list(model.sites())[:4])
+            raise BadInput(f"{step} takes no site of {model.name}", f"sites are: {known} ...")
+        twice = [name for name in names if name in takers]
+        if twice:
+            raise BadInput(
+                f"recipe: {takers[twice[0]]} and {step} both take {_some(twice)}",
+                "a site holds one weight: give each step its own with only= and skip=",
+            )
+        takers |= dict.fromkeys(names, str(step))
+
+
+def _some(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{len(names)} sites ({', '.join(names[:2])}{' ...' * (len(names) > 2)})"
 
 
 def check(recipe: Recipe, model: Model, target: Any) -> None:
     """Raise `BadInput` when a system does not apply to this model here, takes no site, or two take the same one."""
-    taken: dict[str, str] = {}
-    for found, settings in prepared(recipe):
-        slug = found.card.slug
+    for found, _ in prepared(recipe):
         verdict = found.applies(model, target)
         if not verdict:
+            slug = found.card.slug
             raise BadInput(f"{slug} does not apply to {model.name}: {verdict.reason}", f"leave {slug} out")
-        if not isinstance(settings, WeightSettings):
-            continue
-        sites = sites_taken(settings, model.sites())
-        if not sites:
-            names = ", ".join(site.name for site in list(model.sites())[:4])
-            raise BadInput(f"{slug}: only={list(settings.only)} matches no site", f"sites are: {names} ...")
-        if not settings.only:
-            continue
-        for site in sites:
-            if site.name in taken:
-                raise BadInput(
-                    f"recipe: {taken[site.name]} and {slug} both take {site.name}", "give each its own sites with only="
-                )
-            taken[site.name] = slug
+    check_sites(recipe, model)
 
 
 def apply_recipe(recipe: Recipe, model: Model, context: Context) -> Model:
@@ -56,8 +81,4 @@ def apply_recipe(recipe: Recipe, model: Model, context: Context) -> Model:
             model = found.apply(model, settings, context)
         elif isinstance(found, Policy):
             model = found.plug(model, settings, context)
-        else:
-            raise BadInput(
-                f"{found.card.slug} is a {found.card.kind}: it is not part of a recipe", "see: headway systems"
-            )
     return model

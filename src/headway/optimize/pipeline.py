@@ -87,7 +87,7 @@ class Search:
         subject = make_subject(request.model, request.workload)
         context = Context(
             request.target,
-            subject.calibration(),
+            subject.calibration() if request.calibrates else (),
             StepCache(),
             request.threads,
             request.seed,

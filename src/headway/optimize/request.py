@@ -1,20 +1,27 @@
-"""`Request`: everything a user asks of one optimisation, validated before anything runs."""
+"""`Request`: everything a user asks of one optimisation; what cannot work is refused before a model is loaded."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from headway.core import compatibility
-from headway.core.budget import Budget, Objective
-from headway.core.errors import BadInput
+from headway.core.budget import METRICS, Budget, Objective
+from headway.core.errors import BadInput, Lacking
 from headway.core.model import Model
 from headway.core.progress import Progress
 from headway.core.recipe import Recipe
-from headway.core.registry import entry
+from headway.core.registry import entry, systems
 from headway.core.target import Target
 from headway.core.workload import Workload
+from headway.optimize.applying import calibrates, prepared
+
+MEASURED = {
+    "language": ("tpot_s", "ttft_s", "throughput_tok_s", "kl", "top1_agreement"),
+    "classification": ("latency_s", "throughput_per_s", "top1_agreement"),
+}
+"""What is measured of a task besides memory, size and quality."""
 
 
 @dataclass
@@ -27,6 +34,8 @@ class Request:
     objective: Objective = field(default_factory=Objective)
     workload: Workload = field(default_factory=Workload)
     recipe: Recipe = field(default_factory=Recipe)
+    searches: bool = True
+    """False: the recipe alone is applied and measured."""
     only: Sequence[str] = ()
     without: Sequence[str] = ()
     time_s: float = 240.0
@@ -35,14 +44,87 @@ class Request:
     seed: int = 0
     output: Path | None = None
     command: str = ""
+    notes: Sequence[str] = ()
+    """Sentences for the evidence, known before anything is run."""
     progress: Progress = field(default_factory=Progress)
 
-    def __post_init__(self) -> None:
-        for slug in (*self.only, *self.without):
-            entry(slug)
-        both = set(self.only) & set(self.without)
-        if both:
-            raise BadInput(f"{min(both)} is both asked for and excluded", "name it in --only or in --without")
-        compatibility.check(self.recipe)
-        if self.output is not None and self.output.exists() and not (self.output / "headway.json").is_file():
-            raise BadInput(f"{self.output} exists and is no artifact", "choose another folder for -o")
+    @property
+    def calibrates(self) -> bool:
+        """Whether anything that may run asks for calibration inputs."""
+        return self.searches or calibrates(self.recipe)
+
+
+def refuse(
+    recipe: Recipe,
+    *,
+    budget: Budget | None = None,
+    objective: Objective | None = None,
+    only: Sequence[str] = (),
+    without: Sequence[str] = (),
+    output: Path | None = None,
+) -> None:
+    """Raise for everything that cannot work whatever the model; nothing is loaded, measured or written.
+
+    `BadInput` for the request itself, `Lacking` for what this machine cannot measure.
+    """
+    for slug in (*only, *without):
+        entry(slug)
+    both = set(only) & set(without)
+    if both:
+        raise BadInput(f"{min(both)} is both asked for and excluded", "name it in --only or in --without")
+    for step in recipe.steps:
+        if step.system in without:
+            raise BadInput(
+                f"{step.system} is in the fixed recipe and excluded", "take it out of --recipe or of --without"
+            )
+    prepared(recipe)
+    searched = {slug for slug, found in systems().items() if found.card.kind in ("transform", "policy")}
+    if not (searched & set(only or searched)) - set(without):
+        raise BadInput("nothing is left to search", "exclude fewer systems, or use headway apply")
+    metrics = [limit.metric for limit in (budget or Budget()).limits]
+    if "energy" in (*metrics, (objective or Objective()).name):
+        raise Lacking("this machine has no energy counter that can be read", "ask for latency, memory or size instead")
+    if "cost" in metrics:
+        raise BadInput("cost is no property of a model", "limit latency, throughput or memory instead")
+    if output is not None:
+        check_output(output)
+
+
+def refuse_for(model: Model, budget: Budget, own_quality: bool) -> None:
+    """Raise `BadInput` for a limit on what is never measured of such a model."""
+    measured = {"memory_bytes", "size_bytes", "quality"}
+    measured |= set(MEASURED.get(model.task, ("latency_s", "throughput_per_s")))
+    if own_quality:
+        measured -= {"kl", "top1_agreement"}
+    for limit in budget.limits:
+        if not measured & set(METRICS[limit.metric].measured[limit.quantity.dimension]):
+            raise BadInput(
+                f"budget: {limit.text}: that is not measured of {model.name}",
+                f"measured are: {', '.join(sorted(measured))}",
+            )
+
+
+def check_output(folder: Path) -> None:
+    """Raise `BadInput` unless an artifact can be written there; leaves nothing behind."""
+    mend = "choose another folder for -o"
+    if folder.is_symlink() or folder.exists():
+        if not folder.is_dir():
+            raise BadInput(f"{folder} is no folder", mend)
+        if any(folder.iterdir()) and not (folder / "headway.json").is_file():
+            raise BadInput(f"{folder} exists and is no artifact", mend)
+    parent = folder.absolute().parent
+    report = parent / f"{folder.name}.html"
+    if report.is_dir():
+        raise BadInput(f"{report}, where the report goes, is a folder", mend)
+    check_writable(parent, mend)
+
+
+def check_writable(folder: Path, mend: str) -> None:
+    """Raise `BadInput` unless files can be made in `folder` (or where it will be made); leaves nothing behind."""
+    while not folder.exists():
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise BadInput(f"cannot write in {folder}: {error.strerror}", mend) from None

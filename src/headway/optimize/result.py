@@ -57,7 +57,7 @@ class Result:
         evidence.command = request.command
         evidence.model = {"name": request.model.name, "fingerprint": request.model.fingerprint()}
         evidence.recipe = self.winner.recipe.as_json()
-        evidence.notes += list(dict.fromkeys(self.bench.context.notes))
+        evidence.notes += list(dict.fromkeys([*request.notes, *self.bench.context.notes]))
         evidence.result = {
             **self._answer(),
             "candidates": [candidate.as_json() for candidate in self.candidates],

@@ -2,25 +2,52 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from headway.core.errors import BadInput
 from headway.core.model import Model
-from headway.core.workload import Workload, split_text, user_function
+from headway.core.workload import TEXT_LIMIT, Workload, split_text, user_function
+
+SUFFIXES = (".npy", ".safetensors")
+JUDGES = {
+    "language": ("original", "candidate", "windows"),
+    "module": ("output of the original", "output of the candidate"),
+}
+"""What a user's quality function is called with."""
+
+
+def check_sources(*, text: str | Path | None = None, data: Any = None, quality: str = "") -> None:
+    """Raise `BadInput` for files and judges that no model could use; nothing is read but the judge's module."""
+    if text is not None:
+        _plain_file(text, "text", "give a plain text file")
+        if Path(text).stat().st_size > TEXT_LIMIT:
+            raise BadInput(f"{text} is longer than {TEXT_LIMIT} bytes", "give a part of it")
+    if isinstance(data, str | Path):
+        _plain_file(data, "data", "give a .npy or .safetensors file")
+        if Path(data).suffix not in SUFFIXES:
+            raise BadInput(f"{data}: inputs are read from .npy or .safetensors", "convert the file")
+    if quality:
+        _check_judge(quality, list(JUDGES))
 
 
 def make_workload(
     model: Model,
     *,
     text: str | Path | None = None,
-    data: str | Path | None = None,
+    data: Any = None,
     quality: str = "",
     context: int = 0,
 ) -> Workload:
-    """Raises `BadInput` for text given to a module, data given to a language model, or a judge that is not there."""
+    """data: a file, an array whose first axis counts the inputs, or a list of inputs (a tensor or a tuple each).
+
+    Raises `BadInput` for text given to a module, data given to a language model, or a judge that is not there.
+    """
+    check_sources(text=text, data=data, quality=quality)
     if quality:
-        user_function(quality)
+        _check_judge(quality, ["language" if model.task == "language" else "module"])
     if model.task == "language":
         if data is not None:
             raise BadInput("--data is for modules", "give a language model text with --text")
@@ -28,31 +55,72 @@ def make_workload(
         return Workload(context=context, texts=texts, quality=quality or "perplexity")
     if text is not None or context:
         raise BadInput("--text and --context are for language models", "give a module its inputs with --data")
-    splits = None if data is None else _module_data(model, Path(data))
+    splits = None if data is None else _module_data(model, data)
     return Workload(data=splits, quality=quality or "agreement")
 
 
-def _module_data(model: Model, path: Path) -> Any:
-    """Inputs from a .npy array or a .safetensors file: the first axis counts them."""
+def on_sample(model: Any, workload: Workload) -> Workload:
+    """The workload of a module that brought no data: its sample in every split. A proof on it proves little."""
+    from dataclasses import replace
+
+    from headway.core.module_workload import workload_from
+
+    return replace(workload, data=workload_from([model.sample] * 5, model.task))
+
+
+def _plain_file(path: str | Path, what: str, mend: str) -> None:
+    """Raise `BadInput` unless it is a file that ends: a pipe or a device may never."""
+    if not Path(path).exists():
+        raise BadInput(f"no {what} file {str(path)!r}", mend)
+    if not Path(path).is_file():
+        raise BadInput(f"{path} is no plain file", mend)
+
+
+def _check_judge(name: str, tasks: Sequence[str]) -> None:
+    """Raise `BadInput` unless the function can be called as it will be, for any of the tasks."""
+    try:
+        signature = inspect.signature(user_function(name))
+    except ValueError:  # some built-in functions have none
+        return
+    for task in tasks:
+        try:
+            signature.bind(*JUDGES[task])
+        except TypeError:
+            continue
+        return
+    wanted = " or ".join(f"({', '.join(JUDGES[task])})" for task in tasks)
+    raise BadInput(f"--quality {name} takes {signature}", f"it is called with {wanted}")
+
+
+def _module_data(model: Model, data: Any) -> Any:
+    """Inputs split for a module: the first axis of an array counts them."""
     import numpy as np
     import torch
 
     from headway.core.module_workload import workload_from
 
-    if not path.is_file():
-        raise BadInput(f"no data file {str(path)!r}", "give a .npy or .safetensors file")
+    arrays: list[Any]
+    if isinstance(data, str | Path):
+        arrays = _read_arrays(Path(data))
+    elif isinstance(data, np.ndarray | torch.Tensor):
+        arrays = [data]
+    else:
+        return workload_from([item if isinstance(item, tuple) else (item,) for item in data], model.task)
+    count = min((len(array) for array in arrays), default=0)
+    tensors = [torch.from_numpy(np.ascontiguousarray(a)) if isinstance(a, np.ndarray) else a for a in arrays]
+    return workload_from([tuple(tensor[i : i + 1] for tensor in tensors) for i in range(count)], model.task)
+
+
+def _read_arrays(path: Path) -> list[Any]:
+    import numpy as np
+
     try:
         if path.suffix == ".npy":
-            arrays = [np.load(path, allow_pickle=False)]
-        elif path.suffix == ".safetensors":
-            from safetensors.numpy import load_file
+            return [np.load(path, allow_pickle=False)]
+        from safetensors.numpy import load_file
 
-            arrays = list(load_file(path).values())
-        else:
-            raise BadInput(f"{path}: inputs are read from .npy or .safetensors", "convert the file")
-    except (ValueError, OSError) as error:
+        return list(load_file(path).values())
+    except Exception as error:  # a safetensors error is none of Python's
+        if isinstance(error, MemoryError):
+            raise
         raise BadInput(f"{path}: {str(error)[:200]}", "write it again with numpy.save or safetensors") from None
-    count = min((len(array) for array in arrays), default=0)
-    tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
-    inputs = [tuple(tensor[i : i + 1] for tensor in tensors) for i in range(count)]
-    return workload_from(inputs, model.task)
