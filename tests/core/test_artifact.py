@@ -56,13 +56,30 @@ def test_other_tasks_go_to_the_module_runtime(tmp_path: Path) -> None:
     assert write_artifact(tmp_path / "b", SmallModel(1), RECIPE, evidence(), runtime="module").runtime == "module"
 
 
-def test_the_card_says_what_how_and_how_well_and_may_be_edited(written: Path) -> None:
+def test_the_card_says_what_how_and_how_well(written: Path) -> None:
     card = (written / "README.md").read_text()
     assert 'name = "int8"' in card and "headway.load" in card and "optimize small on here" in card
-    (written / "README.md").write_text("mine")
-    read_manifest(written)
+    noted = evidence()
+    noted.notes.append("calibrated on little")
+    write_artifact(written, SmallModel(1.0), RECIPE, noted)
+    assert "## Notes\n\n- calibrated on little\n" in (written / "README.md").read_text()
     write_artifact(written, SmallModel(1.0), RECIPE, evidence(), "# My card\n")
     assert (written / "README.md").read_text() == "# My card\n"
+    read_manifest(written)
+
+
+@pytest.mark.parametrize("change", ["edited", "removed", "linked"])
+def test_the_card_is_covered_as_every_other_file_is(written: Path, tmp_path: Path, change: str) -> None:
+    card = written / "README.md"
+    content = card.read_bytes()
+    card.unlink()
+    if change == "edited":
+        card.write_bytes(content.replace(b"small", b"large"))
+    elif change == "linked":
+        (tmp_path / "same").write_bytes(content)
+        card.symlink_to(tmp_path / "same")
+    with pytest.raises(BadInput, match=r"README\.md"):
+        read_manifest(written)
 
 
 def test_an_artifact_is_replaced_but_nothing_else_is(written: Path, tmp_path: Path) -> None:

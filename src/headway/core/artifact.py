@@ -3,7 +3,7 @@
 weights/        what `Model.save` wrote
 recipe.toml     the systems and their settings
 evidence.json   every sample
-README.md       the model card, for people; may be edited
+README.md       the model card, for people
 headway.json    the manifest: who reads the weights, and the sha256 of every file above and of itself
 """
 
@@ -135,7 +135,7 @@ def _may_write(folder: Path, model: Model, replace: bool) -> None:
 
 
 def read_manifest(folder: str | Path, *, verify: bool = True) -> Manifest:
-    """The manifest of an artifact, every file but the card compared with its digest first.
+    """The manifest of an artifact, every file compared with its digest first.
 
     Raises `BadFile` for a file that is missing, changed or not listed, `BadInput` for a manifest of a newer schema or
     with a field this version does not know. `verify=False` reads the manifest alone.
@@ -170,15 +170,14 @@ def _digest(document: Mapping[str, Any]) -> str:
 
 
 def _verify(folder: Path, manifest: Manifest) -> None:
-    missing = {RECIPE, EVIDENCE} - set(manifest.files)
-    if missing:
-        raise BadFile(folder / MANIFEST, 0, f"{min(missing)} is not listed", _REMAKE)
+    for name in (EVIDENCE, RECIPE, CARD):
+        if name not in manifest.files:
+            raise BadFile(folder / MANIFEST, 0, f"{name} is not listed", _REMAKE)
     for name in tree_files(folder / WEIGHTS):
         if f"{WEIGHTS}/{name}" not in manifest.files:
             raise BadFile(folder / WEIGHTS / name, 0, "the file is not listed in the manifest", "remove it")
     for name, record in manifest.files.items():
-        if name != CARD:
-            _compare(folder, name, record)
+        _compare(folder, name, record)
 
 
 def _record(path: Path) -> FileRecord:
@@ -228,6 +227,7 @@ def model_card(model: Model, recipe_toml: str, evidence: Evidence) -> str:
     """A card in Markdown: what it is, how it was made, what was measured and how to use it."""
     source = evidence.model.get("name", model.name)
     versions = ", ".join(f"{name} {version}" for name, version in evidence.versions.items())
+    notes = "".join(f"\n- {note}" for note in evidence.notes)
     return f"""# {model.name}
 
 A {model.task} model made by Headway from `{source}` with the recipe below.
@@ -252,6 +252,6 @@ model = headway.load("path/to/this/folder")
 ```
 {evidence.table()}
 ```
-
+{notes and f"{chr(10)}## Notes{chr(10)}{notes}{chr(10)}"}
 Weights: {model.size_bytes()} bytes. Every sample is in `evidence.json`. Versions: {versions}.
 """
