@@ -31,10 +31,12 @@ class Arena {
     if (fail_at_ > 0 && --fail_at_ == 0) throw std::bad_alloc();
     if (bytes > (size_t(1) << 46)) throw std::bad_alloc();
     taken = up(bytes + kSlack, kPage);
+    reserve_node();
     char* block = nullptr;
     for (auto& slab : slabs_)
       if ((block = fit(*slab, taken))) break;
     if (!block) block = fit(map(taken), taken);
+    ++live_;
     count(owner, taken, true);
     return block;
   }
@@ -46,6 +48,7 @@ class Arena {
       char* at = static_cast<char*>(data);
       if (at < slab.base || at >= slab.base + slab.size) continue;
       release(slab, size_t(at - slab.base), taken);
+      --live_;
       if (slab.free.size() == 1 && slab.free.begin()->second == slab.size) {
         munmap(slab.base, slab.size);
         slabs_.erase(slabs_.begin() + long(i));
@@ -72,6 +75,15 @@ class Arena {
   }
 
  private:
+  // Giving a block back must not fail: for every block there is a node of a free list put by, made with the block.
+  void reserve_node() {
+    spare_.reserve(live_ + 1);
+    while (spare_.size() <= live_) {
+      std::map<size_t, size_t> one{{0, 0}};
+      spare_.push_back(one.extract(one.begin()));
+    }
+  }
+
   char* fit(Slab& slab, size_t bytes) {
     for (auto it = slab.free.begin(); it != slab.free.end(); ++it) {
       if (it->second < bytes) continue;
@@ -92,12 +104,13 @@ class Arena {
   // A slab with room for `bytes` and for what comes after; where address space is short, for `bytes` alone.
   Slab& map(size_t bytes) {
     auto slab = std::make_unique<Slab>();
+    const auto whole = slab->free.emplace(0, 0).first;
     slabs_.reserve(slabs_.size() + 1);
     if (!reserve(*slab, bytes > kSlab / 2 ? up(bytes, kHuge) : kSlab, kHuge)) {
       trim();
       if (!reserve(*slab, bytes, 0)) throw std::bad_alloc();
     }
-    slab->free.emplace(0, slab->size);
+    whole->second = slab->size;
     slabs_.push_back(std::move(slab));
     return *slabs_.back();
   }
@@ -141,7 +154,11 @@ class Arena {
         return;
       }
     }
-    slab.free.emplace_hint(next, offset, bytes);
+    auto node = std::move(spare_.back());
+    spare_.pop_back();
+    node.key() = offset;
+    node.mapped() = bytes;
+    slab.free.insert(next, std::move(node));
   }
 
   void count(Owner owner, size_t bytes, bool taken) {
@@ -155,6 +172,8 @@ class Arena {
   std::vector<std::unique_ptr<Slab>> slabs_;
   MemoryUse use_[kOwners], total_;
   int64_t fail_at_ = 0;
+  std::vector<std::map<size_t, size_t>::node_type> spare_;
+  size_t live_ = 0;  // blocks in use
 };
 
 Arena& arena() {
