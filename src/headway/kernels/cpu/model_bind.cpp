@@ -1,7 +1,6 @@
 // Python's view of the whole-model step: Model, Sequence.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
-#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 
 #include <algorithm>
@@ -19,6 +18,14 @@ namespace {
 
 using Floats = nb::ndarray<const float, nb::numpy, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Tokens = nb::ndarray<const int32_t, nb::numpy, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+// What Python holds. By value, like NativeWeight: nanobind aborts when memory runs out while it takes a shared_ptr.
+struct NativeModel {
+  std::shared_ptr<Model> model;
+};
+struct NativeSequence {
+  std::shared_ptr<Sequence> sequence;
+};
 
 [[noreturn]] void refuse(const std::string& what) { throw nb::value_error(what.c_str()); }
 
@@ -44,7 +51,7 @@ WeightPtr weight(const nb::dict& d, const char* key, int64_t out, int64_t in) {
   return w;
 }
 
-std::shared_ptr<Model> make(const nb::dict& d) {
+NativeModel make(const nb::dict& d) {
   ModelConfig c;
   c.vocab = number<int64_t>(d, "vocab");
   c.d_model = number<int64_t>(d, "d_model");
@@ -96,8 +103,8 @@ std::shared_ptr<Model> make(const nb::dict& d) {
     layers.push_back(std::move(w));
   }
   if (layers.empty()) refuse("the model has no layers");
-  return std::make_shared<Model>(c, std::move(layers), std::move(ropes), vector(d, "final_norm", c.d_model, false),
-                                 weight(d, "embedding", c.vocab, c.d_model), weight(d, "head", c.vocab, c.d_model));
+  return {std::make_shared<Model>(c, std::move(layers), std::move(ropes), vector(d, "final_norm", c.d_model, false),
+                                  weight(d, "embedding", c.vocab, c.d_model), weight(d, "head", c.vocab, c.d_model))};
 }
 
 // sequences[i] is fed tokens[offsets[i] : offsets[i + 1]].
@@ -107,7 +114,7 @@ std::vector<Part> parts_of(const Model& model, const nb::list& sequences, const 
   const int32_t* bounds = offsets.data();
   std::vector<Part> parts;
   for (size_t i = 0; i < n; ++i) {
-    auto* sequence = nb::cast<Sequence*>(sequences[i]);
+    Sequence* sequence = nb::cast<NativeSequence&>(sequences[i]).sequence.get();
     const int64_t count = int64_t(bounds[i + 1]) - bounds[i];
     if (bounds[i] < 0 || count < 1 || bounds[i + 1] > int64_t(tokens.shape(0)))
       refuse("offsets must rise from 0 to the number of tokens");
@@ -129,8 +136,9 @@ nb::object matrix(int64_t rows, int64_t columns, float** data) {
   return nb::cast(nb::ndarray<nb::numpy, float>(raw, {size_t(rows), size_t(columns)}, owner));
 }
 
-nb::object step(Model& model, const nb::list& sequences, const Tokens& tokens, const Tokens& offsets, bool every,
+nb::object step(const NativeModel& self, const nb::list& sequences, const Tokens& tokens, const Tokens& offsets, bool every,
                 int threads) {
+  Model& model = *self.model;
   const std::vector<Part> parts = parts_of(model, sequences, tokens, offsets);
   int64_t rows = 0;
   for (const Part& part : parts) rows += every ? part.count : 1;
@@ -144,7 +152,7 @@ nb::object step(Model& model, const nb::list& sequences, const Tokens& tokens, c
 // A batch taken through the layers by its caller, crossing by crossing: for KV systems that do `attend` themselves.
 class OpenBatch {
  public:
-  OpenBatch(std::shared_ptr<Model> model, int threads) : model_(std::move(model)), batch_(*model_), threads_(threads) {}
+  OpenBatch(const NativeModel& model, int threads) : model_(model.model), batch_(*model_), threads_(threads) {}
 
   void begin(const nb::list& sequences, const Tokens& tokens, const Tokens& offsets) {
     const std::vector<Part> parts = parts_of(*model_, sequences, tokens, offsets);
@@ -292,18 +300,20 @@ class OpenBatch {
 };
 
 void bind(nb::module_& m) {
-  nb::class_<Sequence>(m, "Sequence")
-      .def_prop_ro("length", &Sequence::length)
-      .def_prop_ro("nbytes", &Sequence::bytes)
-      .def("truncate", &Sequence::truncate, "length"_a)
-      .def("trim", &Sequence::trim);
-  nb::class_<Model>(m, "Model")
-      .def_prop_ro("weight_bytes", &Model::weight_bytes)
-      .def("read", &Model::read, "threads"_a = 0, nb::call_guard<nb::gil_scoped_release>())
-      .def("sequence", [](const Model& model) { return std::make_shared<Sequence>(model.kv_layout()); })
+  nb::class_<NativeSequence>(m, "Sequence")
+      .def_prop_ro("length", [](const NativeSequence& s) { return s.sequence->length(); })
+      .def_prop_ro("nbytes", [](const NativeSequence& s) { return s.sequence->bytes(); })
+      .def("truncate", [](NativeSequence& s, int64_t length) { return s.sequence->truncate(length); }, "length"_a)
+      .def("trim", [](NativeSequence& s) { s.sequence->trim(); });
+  nb::class_<NativeModel>(m, "Model")
+      .def_prop_ro("weight_bytes", [](const NativeModel& m) { return m.model->weight_bytes(); })
+      .def("read", [](NativeModel& m, int threads) { return m.model->read(threads); }, "threads"_a = 0,
+           nb::call_guard<nb::gil_scoped_release>())
+      .def("sequence",
+           [](const NativeModel& m) { return NativeSequence{std::make_shared<Sequence>(m.model->kv_layout())}; })
       .def("step", &step, "sequences"_a, "tokens"_a, "offsets"_a, "every"_a = false, "threads"_a = 0);
   nb::class_<OpenBatch>(m, "Batch")
-      .def(nb::init<std::shared_ptr<Model>, int>(), "model"_a, "threads"_a = 0)
+      .def(nb::init<const NativeModel&, int>(), "model"_a, "threads"_a = 0)
       .def_prop_ro("layer", &OpenBatch::layer)
       .def("begin", &OpenBatch::begin, "sequences"_a, "tokens"_a, "offsets"_a)
       .def("begin_at", &OpenBatch::begin_at, "tokens"_a, "positions"_a)
