@@ -69,8 +69,8 @@ class Model(ABC):
         """Bytes of all weights as an artifact stores them."""
 
     @abstractmethod
-    def save(self, folder: Path) -> None:
-        """Write weights (safetensors) and whatever `load` needs into an existing empty folder."""
+    def save(self, folder: str | Path) -> None:
+        """Write weights (safetensors) and whatever `load` needs into a folder, made if absent."""
 
     def extra(self) -> Mapping[str, Any]:
         """Runtime settings that policies plugged in (KV store, decoder ...)."""

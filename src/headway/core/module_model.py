@@ -105,10 +105,11 @@ class ModuleModel(Model):
         packed = {id(weight): weight.nbytes for weight in self.packed_weights().values()}
         return sum(t.numel() * t.element_size() for t in unique.values()) + sum(packed.values())
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
+        from headway.core.files import make_folder
         from headway.core.module_files import save_module
 
-        save_module(self, Path(folder))
+        save_module(self, make_folder(folder))
 
     @classmethod
     def load(

@@ -130,10 +130,11 @@ class LanguageModel(Model):
     def size_bytes(self) -> int:
         return sum(weight.nbytes for weight in self._weights.values()) + sum(v.nbytes for v in self._vectors.values())
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
+        from headway.core.files import make_folder
         from headway.llm.saved import save
 
-        save(self, Path(folder))
+        save(self, make_folder(folder))
 
     # Running it
 

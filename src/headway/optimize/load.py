@@ -11,15 +11,21 @@ from headway.core.errors import BadFile, BadInput, Lacking, need_extra
 from headway.core.model import Model
 from headway.core.packaged import PACKAGED
 
-_RUNTIMES = {"language": "headway.llm.load:load_saved", "module": "headway.core.module_model:load_saved"}
+_RUNTIMES = {"language": "headway.llm.load:load_saved", "module": "headway.core.module_files:load_module"}
 """Who reads an artifact's weights. A fixed table: a file never names code to run."""
 
 
-def load(source: Any, sample: Any = None) -> Model:
+def load(source: Any, sample: Any = None, *, module: Any = None, allow_code: bool = False) -> Model:
     """A `Model` from a packaged name, a folder, a `.gguf` file, `timm:NAME`, `python:module:function`, a torch module.
 
-    `sample` is an example input of a torch module: a tensor, a tuple or a dict. Raises `BadInput` for anything else.
+    `sample` is an example input of a torch module: a tensor, a tuple or a dict. For an artifact whose network its
+    user built: `module` brings that network again (its values do not matter), or `allow_code` lets the
+    `python:module:function` that the artifact names be run. Raises `BadInput` for anything else.
     """
+    if isinstance(source, str | Path) and (Path(source) / "headway.json").is_file():
+        return _from_artifact(Path(source), module, allow_code)
+    if module is not None or allow_code:
+        raise BadInput(f"{source} is no artifact", "module= and allow_code= are for artifacts of modules")
     if isinstance(source, Model):
         return source
     if not isinstance(source, str | Path):
@@ -37,8 +43,6 @@ def load(source: Any, sample: Any = None) -> Model:
         near = get_close_matches(text, PACKAGED, n=1)
         mend = f"did you mean {near[0]}?" if near else f"give a path, or one of: {', '.join(PACKAGED)}"
         raise BadInput(f"no model {text!r}: neither a packaged name nor a path", mend)
-    if (path / "headway.json").is_file():
-        return _from_artifact(path)
     if (path / "recipe.toml").exists() or (path / "weights").is_dir():
         raise BadFile(path / "headway.json", 0, "the artifact's manifest is missing", "fetch the artifact again, whole")
     from headway.llm.load import load as load_language_model
@@ -115,11 +119,14 @@ def _from_function(name: str, sample: Any) -> Model:
     return _from_module(net, sample, f"python:{name}", Origin("python", name))
 
 
-def _from_artifact(path: Path) -> Model:
+def _from_artifact(path: Path, module: Any, allow_code: bool) -> Model:
     from headway.core.artifact import read_manifest
 
     runtime = read_manifest(path).runtime
     if runtime not in _RUNTIMES:
         raise BadInput(f"{path}: written by a runtime {runtime!r} that is not known here", "update headway")
-    model: Model = _call(_RUNTIMES[runtime])(path / "weights")
+    if runtime != "module" and module is not None:
+        raise BadInput(f"{path} holds a language model", "load it without module=")
+    brought = {"module": module, "allow_code": allow_code} if runtime == "module" else {}
+    model: Model = _call(_RUNTIMES[runtime])(path / "weights", **brought)
     return model

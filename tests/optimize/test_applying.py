@@ -1,0 +1,158 @@
+"""Applying one recipe: who is asked for calibration inputs, where they come from, and which sites two steps share."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import TinyFolder
+
+import headway
+from headway.core.errors import BadInput
+from headway.core.model import Model
+from headway.core.recipe import Recipe
+from headway.optimize import api, subjects
+from headway.optimize.applying import calibrates, check_sites
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A home of each test's own, on a machine that is not measured."""
+    monkeypatch.setenv("HEADWAY_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(api, "machine", lambda progress=None: None)
+
+
+def network() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 16))
+
+
+@pytest.fixture
+def net() -> Model:
+    return headway.load(network(), sample=torch.randn(3, 64, generator=torch.Generator().manual_seed(1)))
+
+
+def weight(model: Model) -> np.ndarray:  # type: ignore[type-arg]
+    return model.weight("0").dequantize()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "asks"),
+    [
+        ("int8", False),
+        ("int4(quantizer=rtn)", False),
+        ("int4(quantizer=gptq)", True),
+        ("lut-gemm(bits=4, quantizer=rtn)", False),
+        ("lut-gemm(bits=4)", True),
+        ('int8(only="0") + lut-gemm(only="2")', True),
+    ],
+)
+def test_only_what_calibrates_asks_for_inputs(
+    recipe: str, asks: bool, net: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert calibrates(Recipe.parse(recipe)) is asks
+
+    def asked(*_: object) -> None:
+        raise AssertionError("asked for inputs")
+
+    monkeypatch.setattr(subjects, "make_subject", asked)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore" if asks else "error")
+        if not asks:
+            headway.apply(recipe, net, threads=1)
+            return
+        with pytest.raises(AssertionError, match="asked for inputs"):
+            headway.apply(recipe, net, threads=1)
+
+
+def test_a_language_model_without_calibration_reads_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never() -> None:
+        raise AssertionError("read the default text")
+
+    monkeypatch.setattr("headway.optimize.language_subject.default_texts", never)
+    model = headway.apply("int8", str(TinyFolder(tmp_path / "tiny").path), threads=1)
+    assert {model.weight(site.name).form for site in model.sites() if site.kind == "linear"} == {"int8"}
+
+
+def test_a_bare_module_calibrates_on_its_sample_and_says_so(net: Model) -> None:
+    with pytest.warns(UserWarning, match="calibrated on its own sample alone: give inputs with"):
+        on_sample = headway.apply("lut-gemm(bits=2)", net, threads=1)
+    inputs = torch.randn(20, 64, generator=torch.Generator().manual_seed(2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        on_data = headway.apply("lut-gemm(bits=2)", net, data=inputs, threads=1)
+        again = headway.apply("lut-gemm(bits=2)", net, data=[row[None] for row in inputs], threads=1)
+    assert not np.array_equal(weight(on_data), weight(on_sample))
+    assert np.array_equal(weight(on_data), weight(again))
+
+
+def test_data_comes_from_a_file_as_from_an_array(net: Model, tmp_path: Path) -> None:
+    inputs = np.random.default_rng(0).standard_normal((10, 64)).astype(np.float32)
+    np.save(tmp_path / "data.npy", inputs)
+    from_file = headway.apply("lut-gemm(bits=2)", net, data=tmp_path / "data.npy", threads=1)
+    from_array = headway.apply("lut-gemm(bits=2)", net, data=inputs, threads=1)
+    assert np.array_equal(weight(from_file), weight(from_array))
+    with pytest.raises(BadInput, match="for language models"):
+        headway.apply("int8", net, text=tmp_path / "data.npy")
+
+
+def test_two_steps_of_one_site_are_refused_naming_site_and_steps(net: Model) -> None:
+    for recipe, shared in (
+        ('int8(only="0") + lut-gemm(only="{0,2}")', "both take 0"),
+        ('int8(only="*") + lut-gemm(only="*")', r"both take 2 sites \(0, 2\)"),
+        ('int8(skip="0") + lut-gemm(only="2")', "both take 2"),
+    ):
+        with pytest.raises(BadInput, match=shared) as caught:
+            check_sites(Recipe.parse(recipe), net)
+        assert all(str(step) in str(caught.value) for step in Recipe.parse(recipe).steps)
+    check_sites(Recipe.parse('int8(skip="0") + lut-gemm(only="0")'), net)
+    with pytest.raises(BadInput, match="takes no site"):
+        check_sites(Recipe.parse('int8(only="nothing")'), net)
+
+
+def test_a_saved_module_comes_back_bit_for_bit_with_its_network(net: Model, tmp_path: Path) -> None:
+    made = headway.apply("lut-gemm(bits=4, quantizer=rtn)", net, threads=1)
+    from headway.core.artifact import write_artifact
+    from headway.core.evidence import Evidence
+
+    write_artifact(tmp_path / "out", made, "system = []\n", Evidence("apply", "m", {}, 0, 1))
+    with pytest.raises(BadInput, match=r"headway\.load\(folder, module=network\)"):
+        headway.load(tmp_path / "out")
+    for folder in (tmp_path / "out", str(tmp_path / "out")):
+        again = headway.load(folder, module=network())
+        assert again.fingerprint() == made.fingerprint()
+        assert torch.equal(again.run(net.sample), made.run(net.sample))  # type: ignore[attr-defined]
+    with pytest.raises(BadInput, match="no artifact"):
+        headway.load("int8", module=network())
+
+
+def test_a_saved_module_of_the_users_function_is_built_by_it_only_when_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_networks.py").write_text(
+        "import torch\ndef make():\n    return torch.nn.Linear(64, 32), torch.ones(2, 64)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    sys.modules.pop("my_networks", None)
+    made = headway.apply("int8", "python:my_networks:make", threads=1)
+    from headway.core.artifact import write_artifact
+    from headway.core.evidence import Evidence
+
+    write_artifact(tmp_path / "out", made, "system = []\n", Evidence("apply", "m", {}, 0, 1))
+    with pytest.raises(BadInput, match="allow_code=True"):
+        headway.load(tmp_path / "out")
+    again = headway.load(tmp_path / "out", allow_code=True)
+    assert torch.equal(again.run(made.sample), made.run(made.sample))  # type: ignore[attr-defined]
+
+
+def test_models_save_into_a_folder_of_either_type_made_if_absent(net: Model, tmp_path: Path) -> None:
+    language = headway.load(str(TinyFolder(tmp_path / "tiny").path))
+    for number, model in enumerate((net, language)):
+        model.save(str(tmp_path / f"{number}-text"))
+        model.save(tmp_path / f"{number}-path")
+        names = {path.name for path in (tmp_path / f"{number}-path").iterdir()}
+        assert names == {path.name for path in (tmp_path / f"{number}-text").iterdir()} != set()
