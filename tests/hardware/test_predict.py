@@ -12,8 +12,10 @@ from headway.hardware.predict import (
     LanguageLoad,
     LanguageShape,
     SiteLoad,
+    _matrix_parts,
     predict_language,
 )
+from headway.hardware.rates import Rates
 from headway.hardware.table import memory_table
 
 SHAPE = LanguageShape(
@@ -140,3 +142,13 @@ def test_the_memory_table_ends_with_the_sum():
     rows = memory_table(predict())
     assert {row[0] for row in rows} == {"weights", "kv", "scratch", "sum"}
     assert rows[-1][0] == "sum"
+
+
+@pytest.mark.parametrize("rows", [1, 8, 300])
+def test_sites_that_are_alike_cost_what_they_cost_one_by_one(rows):
+    rates = Rates(TARGET, 1)
+    experts = [replace(site, share=0.25) for site in sites(bits=4.25)]
+    parts = _matrix_parts([*sites(), *experts], rows, 1 << 20, rates)
+    alone = [_matrix_parts([site], rows, 1 << 20, rates) for site in (*sites(), *experts)]
+    for part in ("matrices:int4", "matrices:int8"):
+        assert parts[part] == pytest.approx(sum(found.get(part, 0.0) for found in alone))

@@ -14,6 +14,7 @@ Memory is by owner, from the bytes each will allocate.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -157,7 +158,7 @@ def decode_seconds(
     """Seconds by part of one step of `rows` sequences, each after `tokens` tokens."""
     used = [site for site in sites if site.kind != "embedding"]
     kv_bytes = rows * _kv_bytes(shape, load, tokens)
-    step_bytes = sum(site.nbytes * _touched(site, rows) for site in used) + kv_bytes
+    step_bytes = sum(site.nbytes * _touched(site.share, rows) for site in used) + kv_bytes
     matrices = _matrix_parts(used, rows, step_bytes, rates)
     attention = rows * sum(_attention_s(shape, load, rates, keys, 1.0, step_bytes) for keys in shape.keys_seen(tokens))
     return {
@@ -212,10 +213,11 @@ def memory_bytes(shape: LanguageShape, sites: Sequence[SiteLoad], load: Language
 def _matrix_parts(sites: Sequence[SiteLoad], rows: float, working_set: float, rates: Rates) -> dict[str, float]:
     """Seconds of every site's product with `rows` tokens, by form."""
     parts: dict[str, float] = {}
-    for site in sites:
-        seconds = rates.product_s(site.form, site.nbytes, site.weights, max(1.0, rows * site.share), working_set)
-        part = f"matrices:{site.form}"
-        parts[part] = parts.get(part, 0.0) + _touched(site, rows) * seconds
+    alike = Counter((site.form, site.nbytes, site.weights, site.share) for site in sites)
+    for (form, nbytes, weights, share), count in alike.items():
+        seconds = rates.product_s(form, nbytes, weights, max(1.0, rows * share), working_set)
+        part = f"matrices:{form}"
+        parts[part] = parts.get(part, 0.0) + count * _touched(share, rows) * seconds
     return parts
 
 
@@ -224,9 +226,9 @@ def _add(parts: dict[str, float], more: Mapping[str, float]) -> None:
         parts[name] = parts.get(name, 0.0) + seconds
 
 
-def _touched(site: SiteLoad, rows: float) -> float:
+def _touched(share: float, rows: float) -> float:
     """Probability that a step of `rows` tokens needs a site that each token needs with probability `share`."""
-    return 1.0 if site.share >= 1 else 1.0 - (1.0 - site.share) ** max(rows, 1)
+    return 1.0 if share >= 1 else 1.0 - (1.0 - share) ** max(rows, 1)
 
 
 def _kv_bytes(shape: LanguageShape, load: LanguageLoad, tokens: float) -> float:

@@ -52,6 +52,10 @@ class LanguageSubject:
         self.user = user_function(workload.quality) if ":" in workload.quality else None
 
     def describe(self) -> Mapping[str, Any]:
+        return self._described
+
+    @cached_property
+    def _described(self) -> Mapping[str, Any]:
         return {
             **Workload(
                 self.prompt_tokens,
