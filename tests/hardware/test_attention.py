@@ -79,8 +79,8 @@ def test_a_prediction_reads_the_rate(clock):
     assert rates.guessed == set()
 
 
-@pytest.mark.parametrize("half_kv", [True, False])
-def test_native_steps_leave_the_cache_as_it_was(half_kv, monkeypatch):
+@pytest.mark.parametrize("kv", ["f16", "f32", "int8"])
+def test_native_steps_leave_the_cache_as_it_was(kv, monkeypatch):
     fed = []
     real = native_module()
 
@@ -102,7 +102,7 @@ def test_native_steps_leave_the_cache_as_it_was(half_kv, monkeypatch):
         make_model = staticmethod(lambda description: Spy(real.make_model(description)))
 
     monkeypatch.setattr(attention_module, "native_module", Module)
-    steps = native_steps(SHAPE, half_kv=half_kv, threads=1)
+    steps = native_steps(SHAPE, kv=kv, threads=1)
     for queries in QUERIES:
         call = steps(SHALLOW, queries)
         before = fed[-1].length

@@ -93,10 +93,10 @@ def _in_turns(
     return quiet(samples[0]), quiet(samples[1])
 
 
-def native_steps(shape: AttentionShape, *, half_kv: bool, threads: int) -> Steps:
+def native_steps(shape: AttentionShape, *, kv: str, threads: int) -> Steps:
     """Steps of a one-layer native model whose matrices are as small as its heads allow."""
     native = native_module()
-    model = native.make_model(_small_model(shape, half_kv))
+    model = native.make_model(_small_model(shape, kv))
     rng = np.random.default_rng(0)
 
     def feed(sequence: Any, count: int) -> None:
@@ -122,7 +122,7 @@ _VOCAB = 32
 _WIDTH = 32
 
 
-def _small_model(shape: AttentionShape, half_kv: bool) -> dict[str, Any]:
+def _small_model(shape: AttentionShape, kv: str) -> dict[str, Any]:
     """Description of the model: `_WIDTH` wide but for its heads."""
     rng = np.random.default_rng(0)
 
@@ -159,7 +159,7 @@ def _small_model(shape: AttentionShape, half_kv: bool) -> dict[str, Any]:
         "attention_softcap": 0.0,
         "final_softcap": 0.0,
         "activation": 0,
-        "half_kv": half_kv,
+        "kv": kv,
         "exact": False,
         "layers": [layer],
         "final_norm": ones,

@@ -13,7 +13,7 @@ from headway.core.weight import Weight
 from headway.llm.families.base import F32, Architecture
 from headway.llm.runtime import I64
 
-KVType = Literal["f16", "f32"]
+KVType = Literal["f16", "f32", "int8"]
 
 _MATRICES = {
     "q": "attention.q",
@@ -70,7 +70,7 @@ def describe(
         "attention_softcap": arch.attention_softcap,
         "final_softcap": arch.final_softcap,
         "activation": 0 if arch.activation == "silu" else 1,
-        "half_kv": kv == "f16",
+        "kv": kv,
         "exact": exact,
         "layers": layers,
         "final_norm": np.ascontiguousarray(vectors["final_norm.weight"], np.float32),

@@ -36,7 +36,7 @@ def calibrated(
         architecture = model.architecture  # type: ignore[attr-defined]
         shape = AttentionShape(architecture.heads, architecture.kv_heads, architecture.head_dim)
         with progress.task("calibrating attention"):
-            steps = native_steps(shape, half_kv=True, threads=threads)
+            steps = native_steps(shape, kv="f16", threads=threads)
             rate = measure_attention(steps, shape, 2.0, target, form="kv:f16", threads=threads, isa=isa)
         target = target.with_kernels([rate])
     if target is not before:

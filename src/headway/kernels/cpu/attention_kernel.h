@@ -4,6 +4,10 @@
 // 64 x 2 head_dim x 2 (f16). Scores have one key per lane, so nothing is summed across lanes: each score is a chain
 // over the head's dimensions in order, each output element a chain over the keys in order. A page of f16 is widened
 // once when several blocks of rows use it. One maximum, one exponential and one rescale per row and page.
+//
+// int8 pages are scored in integers: per page and row 2 x 64 x head_dim / 4 dot products of 4 bytes, half of f16's
+// bytes. A query has one scale, the weights of a page one for every 32 keys (times the values' own scales), 127 levels
+// each; the row's sum l stays that of the unrounded weights. Integer sums are exact: every level gives the same bits.
 #pragma once
 #include "ops_kernel.h"
 
@@ -17,13 +21,57 @@ template <bool HALF> HEADWAY_INLINE F kv_load(const void* p, int64_t at) {
   else return load((const float*)p + at);
 }
 
+struct Coded {  // one int8 vector
+  float scale;
+  int32_t sum;
+};
+
+// n floats to codes -127..127 with one scale, largest |x| / 127: NaN if any is not finite, 0 if all are next to nothing.
+// `codes` has room for n rounded up to 16; what is beyond n becomes 0.
+static Coded encode(const float* x, int64_t n, int8_t* codes) {
+  const I magnitude = set1i(0x7fffffff);
+  I most = set1i(0);
+  for (int64_t i = 0; i < n; i += 16) most = max(most, bits(load_n(x + i, n - i < 16 ? (int)(n - i) : 16)) & magnitude);
+  const int32_t top = highest(most);
+  float largest;
+  __builtin_memcpy(&largest, &top, 4);
+  Coded found = {largest / 127.0f, 0};
+  float inverse = 127.0f / largest;
+  if (top >= 0x7f800000) found.scale = __builtin_nanf(""), inverse = 0.0f;
+  else if (top < 0x0d800000) found.scale = inverse = 0.0f;
+  I total = set1i(0);
+  for (int64_t i = 0; i < n; i += 16) {
+    I q = to_int(load_n(x + i, n - i < 16 ? (int)(n - i) : 16) * set1(inverse));
+    if (inverse == 0.0f) q = set1i(0);
+    total = total + q;
+    store_i8(codes + i, q);
+  }
+  found.sum = sum(total);
+  return found;
+}
+
+static void kv_write_codes(const PageShape* shape, uint8_t* page, int64_t at, const float* k, const float* v) {
+  const int64_t d = shape->head_dim, dp = shape->padded_dim, quads = page_quads(shape);
+  int8_t line[kMostCodedDim + 16];
+  for (int64_t h = 0; h < shape->kv_heads; ++h, k += d, v += d, page += page_head_bytes(shape)) {
+    float* scales = (float*)(page + page_head_elements(shape));
+    scales[at] = encode(k, d, line).scale;
+    uint8_t* key = page + ((at / 16) * quads * 16 + at % 16) * 4;
+    for (int64_t i = 0; i < 4 * quads; ++i) key[(i / 4) * 64 + i % 4] = (uint8_t)((i < d ? line[i] : 0) + 128);
+    scales[kPage + at] = encode(v, d, line).scale;
+    uint8_t* value = page + kPage * 4 * quads + (at / 4) * 64 + at % 4;
+    for (int64_t i = 0; i < dp; ++i) value[(i / 16) * 1024 + (i % 16) * 4] = (uint8_t)((i < d ? line[i] : 0) + 128);
+  }
+}
+
 static void kv_write(const PageShape* shape, void* page, int64_t at, const float* k, const float* v) {
+  if (shape->store == kPageInt8) return kv_write_codes(shape, (uint8_t*)page, at, k, v);
   const int64_t d = shape->head_dim, dp = shape->padded_dim;
   const int64_t per_head = (int64_t)page_head_elements(shape);
   for (int64_t h = 0; h < shape->kv_heads; ++h, k += d, v += d) {
     const int64_t key = h * per_head + (at / 16) * d * 16 + at % 16;
     const int64_t value = h * per_head + kPage * d + at * dp;
-    if (shape->half) {
+    if (shape->store == kPageF16) {
       uint16_t* to = (uint16_t*)page;
       uint16_t line[16];
       for (int64_t i = 0; i < d; i += 16) {
@@ -52,6 +100,14 @@ struct PageView {
   int32_t begin, end;  // keys of the page to look at
 };
 
+// Sixteen scores of one row into s[64]; keys outside its range get -inf.
+HEADWAY_INLINE void keep_score(const PageView& page, int block, F x, int32_t lo, int32_t hi, float cap, float* s) {
+  const I position = iota() + set1i((int32_t)page.first + block * 16);
+  if (cap > 0.0f) x = set1(cap) * hyperbolic_tangent(x / set1(cap));
+  x = where_less(position, set1i(lo), set1(-kInfinity), x);
+  store(s + block * 16, where_less(position, set1i(hi), x, set1(-kInfinity)));
+}
+
 // Scores of ROWS rows into s[row][64]; keys outside a row's range get -inf. AHEAD: fetch the next page's keys.
 template <bool HALF, int ROWS, bool AHEAD>
 HEADWAY_INLINE void score_rows(const PageView& page, const float* const* q, const int32_t* lo, const int32_t* hi,
@@ -72,15 +128,9 @@ HEADWAY_INLINE void score_rows(const PageView& page, const float* const* q, cons
         for (int j = 0; j < step; ++j) acc[r][j] = fma(a, key[j], acc[r][j]);
       }
     }
-    for (int j = 0; j < step && block + j < 4; ++j) {
-      const I position = iota() + set1i((int32_t)page.first + (block + j) * 16);
-      for (int r = 0; r < ROWS; ++r) {
-        F x = acc[r][j] * set1(factor);
-        if (cap > 0.0f) x = set1(cap) * hyperbolic_tangent(x / set1(cap));
-        x = where_less(position, set1i(lo[r]), set1(-kInfinity), x);
-        store(s + r * kPage + (block + j) * 16, where_less(position, set1i(hi[r]), x, set1(-kInfinity)));
-      }
-    }
+    for (int j = 0; j < step && block + j < 4; ++j)
+      for (int r = 0; r < ROWS; ++r)
+        keep_score(page, block + j, acc[r][j] * set1(factor), lo[r], hi[r], cap, s + r * kPage);
   }
 }
 
@@ -141,9 +191,8 @@ HEADWAY_INLINE void mix_columns(const PageView& page, int64_t at, const float* p
     for (int i = 0; i < VECTORS; ++i) store(o + r * page.dp + at + i * 16, acc[r][i]);
 }
 
-template <bool HALF, int ROWS, bool AHEAD>
-static void page_rows(PageView page, const AttendArgs* a, int64_t row, float* s) {
-  const int32_t *lo = a->lo + row, *hi = a->hi + row;
+// Leaves of a page what some of the rows see; false if that is nothing.
+template <int ROWS> HEADWAY_INLINE bool narrow(PageView& page, const int32_t* lo, const int32_t* hi) {
   int32_t least = lo[0], most = hi[0];
   for (int r = 1; r < ROWS; ++r) {
     least = lo[r] < least ? lo[r] : least;
@@ -152,7 +201,13 @@ static void page_rows(PageView page, const AttendArgs* a, int64_t row, float* s)
   const int32_t first = (int32_t)page.first;
   if (least - first > page.begin) page.begin = least - first;
   if (most - first < page.end) page.end = most - first;
-  if (page.begin >= page.end) return;
+  return page.begin < page.end;
+}
+
+template <bool HALF, int ROWS, bool AHEAD>
+static void page_rows(PageView page, const AttendArgs* a, int64_t row, float* s) {
+  const int32_t *lo = a->lo + row, *hi = a->hi + row;
+  if (!narrow<ROWS>(page, lo, hi)) return;
   score_rows<HALF, ROWS, AHEAD>(page, a->q + row, lo, hi, a->scale, a->softcap, s);
   float back[ROWS];
   for (int r = 0; r < ROWS; ++r) back[r] = soften_row(page, lo[r], hi[r], s + r * kPage, a->m + row + r, a->l + row + r);
@@ -181,12 +236,118 @@ template <bool HALF> static void page_all(const PageView& page, const AttendArgs
   for (; r < a->rows; r += 4) some_rows<HALF, false>(page, a, r, s);
 }
 
+struct Query {  // int8
+  const int8_t* codes;
+  Coded coded;
+};
+
+template <int ROWS, bool AHEAD>
+HEADWAY_INLINE void score_codes(const PageView& page, const Query* q, const float* scales, int64_t quads,
+                                const int32_t* lo, const int32_t* hi, float factor, float cap, float* s) {
+  constexpr int step = kKeyVectors;
+  for (int block = page.begin / 16; block * 16 < page.end; block += step) {
+    SignedDot acc[ROWS][step];
+    const uint8_t* key = (const uint8_t*)page.k + block * quads * 64;
+    const char* ahead = page.next + block * quads * 64;
+    for (int64_t i = 0; i < quads; ++i) {
+      Codes line[step];
+      for (int j = 0; j < step; ++j) {
+        if constexpr (AHEAD) fetch(ahead + (j * quads + i) * 64);
+        line[j] = load_codes(key + ((block + j < 4 ? j : 0) * quads + i) * 64);
+      }
+      for (int r = 0; r < ROWS; ++r)
+        for (int j = 0; j < step; ++j) SignedDot::add(acc[r][j], line[j], q[r].codes + 4 * i);
+    }
+    for (int j = 0; j < step && block + j < 4; ++j)
+      for (int r = 0; r < ROWS; ++r) {
+        const F dot = to_float(SignedDot::total(acc[r][j], q[r].coded.sum));
+        const F x = dot * (load(scales + (block + j) * 16) * set1(q[r].coded.scale * factor));
+        keep_score(page, block + j, x, lo[r], hi[r], cap, s + r * kPage);
+      }
+  }
+}
+
+// The weights of half a page times the values' scales, as codes.
+HEADWAY_INLINE Coded encode_weights(const PageView& page, int half, const float* p, const float* scales, int32_t lo,
+                                    int32_t hi, int8_t* codes) {
+  float weighted[32];
+  for (int j = 0; j < 32; j += 16) {
+    const I position = iota() + set1i((int32_t)page.first + half * 32 + j);
+    F x = load(p + half * 32 + j) * load(scales + half * 32 + j);
+    x = where_less(position, set1i(lo), zero(), x);  // an unwritten key has no scale
+    store(weighted + j, where_less(position, set1i(hi), x, zero()));
+  }
+  return encode(weighted, 32, codes + half * 32);
+}
+
+template <int ROWS, bool AHEAD>
+static void page_codes(PageView page, const AttendArgs* a, const Query* q, int64_t row, float* s) {
+  const int32_t *lo = a->lo + row, *hi = a->hi + row;
+  if (!narrow<ROWS>(page, lo, hi)) return;
+  const int64_t quads = page_quads(&a->shape);
+  const float* scales = (const float*)((const uint8_t*)page.k + page_head_elements(&a->shape));
+  score_codes<ROWS, AHEAD>(page, q + row, scales, quads, lo, hi, a->scale, a->softcap, s);
+  float back[ROWS];
+  int8_t codes[ROWS][kPage];
+  Coded coded[ROWS][2];
+  const int first = page.begin / 32, last = (page.end + 31) / 32;
+  for (int r = 0; r < ROWS; ++r) {
+    back[r] = soften_row(page, lo[r], hi[r], s + r * kPage, a->m + row + r, a->l + row + r);
+    for (int half = first; half < last; ++half)
+      coded[r][half] = encode_weights(page, half, s + r * kPage, scales + kPage, lo[r], hi[r], codes[r]);
+  }
+  for (int64_t at = 0; at < page.dp; at += 16) {
+    const uint8_t* value = (const uint8_t*)page.v + at * kPage;
+    const char* ahead = page.next + 4 * quads * kPage + at * kPage;
+    F acc[ROWS];
+    for (int r = 0; r < ROWS; ++r) {
+      acc[r] = load(a->o + (row + r) * page.dp + at);
+      if (back[r] != 1.0f) acc[r] = acc[r] * set1(back[r]);
+    }
+    for (int half = first; half < last; ++half) {
+      SignedDot dots[ROWS];
+      for (int i = half * 8; i < half * 8 + 8; ++i) {
+        if constexpr (AHEAD) fetch(ahead + i * 64);
+        const Codes line = load_codes(value + i * 64);
+        for (int r = 0; r < ROWS; ++r) SignedDot::add(dots[r], line, codes[r] + 4 * i);
+      }
+      for (int r = 0; r < ROWS; ++r)
+        acc[r] = fma(to_float(SignedDot::total(dots[r], coded[r][half].sum)), set1(coded[r][half].scale), acc[r]);
+    }
+    for (int r = 0; r < ROWS; ++r) store(a->o + (row + r) * page.dp + at, acc[r]);
+  }
+}
+
+template <bool AHEAD>
+static void some_codes(const PageView& page, const AttendArgs* a, const Query* q, int64_t r, float* s) {
+  switch (a->rows - r) {
+    case 1: return page_codes<1, AHEAD>(page, a, q, r, s);
+    case 2: return page_codes<2, AHEAD>(page, a, q, r, s);
+    case 3: return page_codes<3, AHEAD>(page, a, q, r, s);
+    default: return page_codes<4, AHEAD>(page, a, q, r, s);
+  }
+}
+
+// The rows' queries as codes; from `scratch`.
+static const Query* encode_queries(const AttendArgs* a, float* scratch) {
+  const int64_t room = 4 * page_quads(&a->shape);
+  Query* queries = (Query*)scratch;
+  int8_t line[kMostCodedDim + 16];
+  int8_t* codes = (int8_t*)(queries + a->rows);
+  for (int64_t r = 0; r < a->rows; ++r, codes += room) {
+    queries[r] = {codes, encode(a->q[r], a->shape.head_dim, line)};
+    __builtin_memcpy(codes, line, (size_t)room);
+  }
+  return queries;
+}
+
 static void attend(const AttendArgs* a) {
   const int64_t d = a->shape.head_dim, dp = a->shape.padded_dim;
-  const size_t per_head = page_head_elements(&a->shape);
-  const size_t element = a->shape.half ? 2 : 4;
-  float* wide = a->scratch;
-  float* s = a->scratch + per_head;
+  const size_t per_head = page_head_elements(&a->shape), head_bytes = page_head_bytes(&a->shape);
+  const bool half = a->shape.store == kPageF16, coded = a->shape.store == kPageInt8;
+  float* s = a->scratch;  // [4 rows][64]
+  float* wide = s + 4 * kPage;
+  const Query* queries = coded ? encode_queries(a, wide) : nullptr;
   for (int64_t i = a->key_begin / kPage; i * kPage < a->key_end; ++i) {
     PageView page;
     page.d = d;
@@ -194,17 +355,20 @@ static void attend(const AttendArgs* a) {
     page.first = i * kPage;
     page.begin = (int32_t)(a->key_begin > page.first ? a->key_begin - page.first : 0);
     page.end = (int32_t)(a->key_end - page.first < kPage ? a->key_end - page.first : kPage);
-    page.k = (const char*)a->pages[i] + (size_t)a->kv_head * per_head * element;
-    page.v = (const char*)page.k + (size_t)(kPage * d) * element;
+    page.k = (const char*)a->pages[i] + (size_t)a->kv_head * head_bytes;
+    page.v = (const char*)page.k + (coded ? 4 * page_quads(&a->shape) : d * (half ? 2 : 4)) * kPage;
     const bool more = (i + 1) * kPage < a->fetch_end;
-    page.next = more ? (const char*)a->pages[i + 1] + (size_t)a->kv_head * per_head * element : nullptr;
-    if (a->shape.half && a->rows > 8) {
+    page.next = more ? (const char*)a->pages[i + 1] + (size_t)a->kv_head * head_bytes : nullptr;
+    if (coded) {
+      if (page.next) some_codes<true>(page, a, queries, 0, s);
+      for (int64_t r = page.next ? 4 : 0; r < a->rows; r += 4) some_codes<false>(page, a, queries, r, s);
+    } else if (half && a->rows > 8) {
       for (size_t e = 0; e < per_head; e += 16) store(wide + e, load_f16((const uint16_t*)page.k + e));
       page.k = wide;
       page.v = wide + kPage * d;
       page.next = nullptr;
       page_all<false>(page, a, s);
-    } else if (a->shape.half) {
+    } else if (half) {
       page_all<true>(page, a, s);
     } else {
       page_all<false>(page, a, s);

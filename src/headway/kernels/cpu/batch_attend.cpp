@@ -72,7 +72,7 @@ void Batch::attend_item(const Item& item, const AttentionPlan& plan, int64_t lay
     return p;
   };
   AttendArgs args{};
-  args.scratch = take(int64_t(attend_scratch_floats(&kv_.shape)));
+  args.scratch = take(int64_t(attend_scratch_floats(&kv_.shape, count)));
   float *m = take(count), *l = take(count), *o = take(count * dp);
   float *span_m = take(count), *span_l = take(count), *span_o = take(count * dp);
   auto* lo = reinterpret_cast<int32_t*>(take(count));
@@ -150,7 +150,7 @@ void Batch::attend(int64_t layer, Pool::Session& session) {
   });
   const AttentionPlan& todo = plan(model_.layers()[size_t(layer)].window, session.lanes());
   const int64_t count = kTileTokens * (config_.heads / config_.kv_heads), dp = kv_.shape.padded_dim;
-  const size_t floats = attend_scratch_floats(&kv_.shape) + size_t(2 * count * (dp + 2) + 6 * count) + 16 * 12;
+  const size_t floats = attend_scratch_floats(&kv_.shape, count) + size_t(2 * count * (dp + 2) + 6 * count) + 16 * 12;
   attention_lanes_.reserve(session.lanes(), floats * sizeof(float));
   const auto one = [&](int64_t i, int lane) {
     attend_item(todo.items[size_t(i)], todo, layer, static_cast<char*>(attention_lanes_.at(lane)));

@@ -39,17 +39,27 @@ struct IntTiles {
 };
 
 // ---- attention --------------------------------------------------------------------------------------------------
-// A page holds kPageTokens tokens of one layer: for each KV head K [4][head_dim][16 keys] then V [64][padded dim].
-// All in f32 or f16; padded dim = head_dim rounded up to 16.
+// A page holds kPageTokens tokens of one layer, KV head after KV head.
+//   f32, f16   K [4][head_dim][16 keys]; V [64][padded dim], padded dim = head_dim rounded up to 16
+//   int8       K [4][quads][16 keys][4 dims], V [padded dim / 16][16 quads][16 dims][4 keys], both bytes code + 128;
+//              then 64 f32 scales of K and 64 of V: value = scale * code, one scale per key, codes -127..127
 constexpr int kPageTokens = 64;
 constexpr int kSpanTokens = 512;  // keys whose softmax is accumulated apart, then merged in order
 
+enum PageStore { kPageF32 = 0, kPageF16 = 1, kPageInt8 = 2 };
 struct PageShape {
   int64_t kv_heads, head_dim, padded_dim;
-  int half;  // 1: f16
+  int store;  // PageStore
 };
+constexpr int kMostCodedDim = 1024;  // dimensions of a head in int8 pages
+static inline int64_t page_quads(const PageShape* s) { return (s->head_dim + 3) / 4; }
 static inline size_t page_head_elements(const PageShape* s) {
-  return (size_t)kPageTokens * (size_t)(s->head_dim + s->padded_dim);
+  const int64_t key_dims = s->store == kPageInt8 ? 4 * page_quads(s) : s->head_dim;
+  return (size_t)kPageTokens * (size_t)(key_dims + s->padded_dim);
+}
+static inline size_t page_head_bytes(const PageShape* s) {
+  const size_t elements = page_head_elements(s);
+  return s->store == kPageInt8 ? elements + 2 * kPageTokens * 4 : elements * (s->store == kPageF16 ? 2 : 4);
 }
 
 // Query rows that share one KV head, against the keys [key_begin, key_end) of one sequence (within one span).
@@ -67,10 +77,12 @@ struct AttendArgs {
   float* m;                  // in and out, per row: running maximum (-inf at first), sum, weighted values
   float* l;
   float* o;                  // [rows][padded_dim]
-  float* scratch;            // attend_scratch_floats(shape)
+  float* scratch;            // attend_scratch_floats(shape, rows)
 };
-static inline size_t attend_scratch_floats(const PageShape* s) {
-  return page_head_elements(s) + 4 * kPageTokens;
+static inline size_t attend_scratch_floats(const PageShape* s, int64_t rows) {
+  const size_t widened = s->store == kPageF16 ? page_head_elements(s) : 0;
+  const size_t queries = s->store == kPageInt8 ? (size_t)(rows * (page_quads(s) + 4)) : 0;
+  return widened + queries + 4 * kPageTokens;
 }
 
 struct Kernels {

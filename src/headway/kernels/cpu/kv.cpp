@@ -4,10 +4,10 @@
 
 namespace headway {
 
-KVLayout::KVLayout(int64_t kv_heads, int64_t head_dim, bool half, std::vector<int64_t> windows)
+KVLayout::KVLayout(int64_t kv_heads, int64_t head_dim, PageStore store, std::vector<int64_t> windows)
     : window(std::move(windows)) {
-  shape = {kv_heads, head_dim, (head_dim + 15) / 16 * 16, half ? 1 : 0};
-  page_bytes = size_t(kv_heads) * page_head_elements(&shape) * (half ? 2 : 4);
+  shape = {kv_heads, head_dim, (head_dim + 15) / 16 * 16, store};
+  page_bytes = size_t(kv_heads) * page_head_bytes(&shape);
   page_bytes = (page_bytes + 63) / 64 * 64;
   for (const int64_t w : window) {
     const int g = w > 0;

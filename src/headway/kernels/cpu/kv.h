@@ -23,7 +23,7 @@ struct KVLayout {
   size_t page_bytes = 0;
 
   KVLayout() = default;
-  KVLayout(int64_t kv_heads, int64_t head_dim, bool half, std::vector<int64_t> windows);
+  KVLayout(int64_t kv_heads, int64_t head_dim, PageStore store, std::vector<int64_t> windows);
 };
 
 class Sequence {

@@ -36,7 +36,7 @@ Model::Model(ModelConfig config, std::vector<LayerWeights> layers, std::vector<R
       head_(std::move(head)) {
   std::vector<int64_t> windows;
   for (const LayerWeights& layer : layers_) windows.push_back(layer.window);
-  kv_ = std::make_shared<KVLayout>(config_.kv_heads, config_.head_dim, config_.half_kv, std::move(windows));
+  kv_ = std::make_shared<KVLayout>(config_.kv_heads, config_.head_dim, config_.kv, std::move(windows));
   batch_ = std::make_unique<Batch>(*this);
 }
 

@@ -47,7 +47,7 @@ struct ModelConfig {
   int64_t vocab = 0, d_model = 0, ffn = 0, heads = 0, kv_heads = 0, head_dim = 0;
   float norm_eps = 0, query_scale = 0, embedding_scale = 1, attention_softcap = 0, final_softcap = 0;
   int activation = 0;  // 0 silu, 1 gelu (tanh)
-  bool half_kv = true;
+  PageStore kv = kPageF16;
   bool exact = false;  // float32 activations everywhere
 };
 

@@ -68,7 +68,10 @@ NativeModel make(const nb::dict& d) {
   c.attention_softcap = number<float>(d, "attention_softcap");
   c.final_softcap = number<float>(d, "final_softcap");
   c.activation = number<int>(d, "activation");
-  c.half_kv = number<bool>(d, "half_kv");
+  const auto kv = nb::cast<std::string>(d["kv"]);
+  if (kv != "f32" && kv != "f16" && kv != "int8") throw nb::value_error("kv must be f32, f16 or int8");
+  c.kv = kv == "f32" ? kPageF32 : kv == "f16" ? kPageF16 : kPageInt8;
+  if (c.kv == kPageInt8 && c.head_dim > kMostCodedDim) throw nb::value_error("int8 keys take heads of at most 1,024");
   c.exact = number<bool>(d, "exact");
   const int64_t qs = c.heads * c.head_dim, ks = c.kv_heads * c.head_dim;
   std::vector<LayerWeights> layers;

@@ -178,6 +178,21 @@ template <> struct Dot<8> {
   }
 };
 
+// Signed codes stored as code + 128; products as |code| x activation with the code's sign, pairs fit int16.
+struct SignedDot {
+  __m256i a = _mm256_setzero_si256(), b = _mm256_setzero_si256();
+  HEADWAY_INLINE __m256i product(__m256i codes, __m256i x) {
+    const __m256i c = _mm256_xor_si256(codes, _mm256_set1_epi8((char)128));
+    return _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(c), _mm256_sign_epi8(x, c)), _mm256_set1_epi16(1));
+  }
+  HEADWAY_INLINE void add(SignedDot& d, Codes c, const int8_t* quad) {
+    const __m256i x = _mm256_set1_epi32(*(const Quad*)quad);
+    d.a = _mm256_add_epi32(d.a, product(c.a, x));
+    d.b = _mm256_add_epi32(d.b, product(c.b, x));
+  }
+  HEADWAY_INLINE I total(const SignedDot& d, int32_t) { return {d.a, d.b}; }
+};
+
 constexpr int kDenseColumns = 6;
 constexpr int kDenseTiles = 4;
 constexpr int kIntColumns = 4;

@@ -97,6 +97,15 @@ template <int BITS> struct Dot {
   HEADWAY_INLINE I total(const Dot& d) { return {d.v}; }
 };
 
+// Signed codes stored as code + 128: `total` takes 128 x the sum of the activations off again.
+struct SignedDot {
+  __m512i v = _mm512_setzero_si512();
+  HEADWAY_INLINE void add(SignedDot& d, Codes c, const int8_t* quad) {
+    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(d.v) : "v"(c.v), "m"(*(const Quad*)quad));
+  }
+  HEADWAY_INLINE I total(const SignedDot& d, int32_t sum) { return {_mm512_sub_epi32(d.v, _mm512_set1_epi32(128 * sum))}; }
+};
+
 constexpr int kDenseColumns = 8;   // activation rows one dense register block takes
 constexpr int kDenseTiles = 4;     // row tiles one dense GEMV takes at once
 constexpr int kIntColumns = 8;     // activation rows one integer register block takes

@@ -209,6 +209,13 @@ template <int BITS> struct Dot {
   }
 };
 
+// Signed codes stored as code + 128.
+struct SignedDot {
+  Dot<8> dot{};
+  HEADWAY_INLINE void add(SignedDot& d, const Codes& c, const int8_t* quad) { Dot<8>::add(d.dot, c, quad); }
+  HEADWAY_INLINE I total(const SignedDot& d, int32_t sum) { return Dot<8>::total(d.dot) - set1i(128 * sum); }
+};
+
 constexpr int kDenseColumns = 4;
 constexpr int kDenseTiles = 1;
 constexpr int kIntColumns = 4;
