@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from tiny_models import TinyFolder
 
 import headway
+from headway.cli.main import main
 from headway.core.errors import BadInput
 from headway.core.model import Model
 from headway.core.recipe import Recipe
@@ -23,7 +25,7 @@ from headway.optimize.applying import calibrates, check_sites
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A home of each test's own, on a machine that is not measured."""
     monkeypatch.setenv("HEADWAY_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(api, "machine", lambda progress=None: None)
+    monkeypatch.setattr(api, "machine", lambda progress=None: SimpleNamespace(name="here", fingerprint="f"))
 
 
 def network() -> torch.nn.Module:
@@ -156,3 +158,17 @@ def test_models_save_into_a_folder_of_either_type_made_if_absent(net: Model, tmp
         model.save(tmp_path / f"{number}-path")
         names = {path.name for path in (tmp_path / f"{number}-path").iterdir()}
         assert names == {path.name for path in (tmp_path / f"{number}-text").iterdir()} != set()
+
+
+def test_the_memory_of_a_network_that_a_function_builds_is_measured_and_its_artifact_says_what_judged_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "other_networks.py").write_text(
+        "import torch\ndef make():\n    return torch.nn.Linear(64, 32), torch.ones(2, 64)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert main(["apply", "int8", "python:other_networks:make", "-o", str(tmp_path / "out"), "--threads", "1"]) == 0
+    said = capsys.readouterr().err
+    note = "python:other_networks:make was judged on its own sample alone"
+    assert note in said
+    assert f"- {note}" in (tmp_path / "out" / "README.md").read_text()

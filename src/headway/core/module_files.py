@@ -137,7 +137,9 @@ def _network(origin: Origin, module: nn.Module | None, allow_code: bool) -> tupl
         return build_timm(origin.name), None
     if origin.kind == "python":
         if not allow_code:
-            raise BadInput(f"this model is built by the user's code {origin}", "load it with allow_code=True, or module=network")
+            raise BadInput(
+                f"this model is built by the code {origin}", "load it with allow_code=True or module=network"
+            )
         return module_of(build_python(origin.name), str(origin))[0], None
     raise BadInput("this model's network was built by its user", "bring it: headway.load(folder, module=network)")
 

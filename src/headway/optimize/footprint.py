@@ -30,6 +30,7 @@ def peak_bytes(model: Model, workload: Mapping[str, Any], threads: int) -> float
             "language": model.task == "language",
             "prompt_tokens": int(workload.get("prompt_tokens", 0)),
             "threads": threads,
+            "allow_code": model.task != "language" and model.origin.kind == "python",  # type: ignore[attr-defined]
         }
         outcome = run_function("headway.optimize.footprint:serve", arguments, Limits(wall_s=WALL_S))
     if not outcome.ok:
@@ -48,8 +49,11 @@ def counted_bytes(model: Any) -> float:
     return float(model.size_bytes() + counter.peak)
 
 
-def serve(folder: str, language: bool, prompt_tokens: int, threads: int) -> float:
-    """In the child: load and run once; gives the peak over what was resident before the model was loaded."""
+def serve(folder: str, language: bool, prompt_tokens: int, threads: int, allow_code: bool) -> float:
+    """In the child: load and run once; gives the peak over what was resident before the model was loaded.
+
+    allow_code: the network is built by the function that the user named to the parent.
+    """
     from headway.core.resident import ResidentPeak
 
     if language:
@@ -68,10 +72,10 @@ def serve(folder: str, language: bool, prompt_tokens: int, threads: int) -> floa
         return float(peak.over_bytes)
     import torch
 
-    from headway.core.module_model import load_saved as load_module
+    from headway.core.module_files import load_module
 
     torch.set_num_threads(threads)
     with ResidentPeak() as peak:
-        network = load_module(Path(folder))
+        network = load_module(Path(folder), allow_code=allow_code)
         network.run(network.sample)
     return float(peak.over_bytes)
