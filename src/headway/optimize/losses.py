@@ -10,7 +10,8 @@ different sites add up; one factor learned from measured candidates corrects wha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,9 @@ from headway.core.recipe import Step
 from headway.core.registry import systems
 from headway.core.slots import SLOTS
 from headway.core.system import Context, Policy
-from headway.core.weight import F32
-from headway.llm.weights.calibration import hessians
+from headway.core.weight import F32, Weight
+from headway.llm.weights import sensitivity
+from headway.llm.weights.calibration import hessians, key_of
 from headway.llm.weights.sensitivity import gradient_moments
 from headway.llm.weights.transform import WeightTransform
 from headway.optimize.forms import calibrated
@@ -80,7 +82,7 @@ def _table(
         seconds[row, column] = subject.site_seconds(context.target, sites[row], form, size, context.threads)
         forms[row][column] = form
 
-    moments = Moments(model, context) if weights else None
+    moments = Moments(model, context)
     column = 0
     held = [{site.name: model.weight(site.name) for site in sites}]
     for slug, system, options in weights:
@@ -90,10 +92,9 @@ def _table(
             taken = [site for site in sites if system.taken(settings, [site])]
             made = system.weights(model, settings, context, taken)
             held.append(made)
+            losses = moments.losses(made, slug, system.version, option)
             for row, site in enumerate(sites):
-                if site.name in made:
-                    assert moments is not None
-                    loss[row, column] = moments.loss(site, made[site.name].dequantize())
+                loss[row, column] = losses.get(site.name, np.inf)
     context.target = calibrated(context.target, model, held, context.threads, context.progress)
     for column, weights_of in enumerate(held):
         for row, site in enumerate(sites):
@@ -107,8 +108,32 @@ class Moments:
 
     def __init__(self, model: Model, context: Context) -> None:
         self.model = model
-        self.gradients = gradient_moments(model, context)
-        self.inputs = hessians(model, context, [site for site in model.sites() if site.name in self.gradients])
+        self.context = context
+
+    @cached_property
+    def gradients(self) -> dict[str, F32]:
+        return gradient_moments(self.model, self.context)
+
+    @cached_property
+    def inputs(self) -> dict[str, F32]:
+        return hessians(self.model, self.context, [site for site in self.model.sites() if site.name in self.gradients])
+
+    def losses(self, made: Mapping[str, Weight], *maker: Any) -> dict[str, float]:
+        """Site -> finite loss of the weights that `maker` (JSON-able) made of this model; kept in the step cache."""
+
+        def measure() -> dict[str, float]:
+            found = {
+                site.name: self.loss(site, made[site.name].dequantize())
+                for site in self.model.sites()
+                if site.name in made
+            }
+            return {name: value for name, value in found.items() if np.isfinite(value)}
+
+        cache = self.context.cache
+        if cache is None:
+            return measure()
+        key = cache.key("losses", sensitivity.VERSION, key_of(self.model, self.context), *maker)
+        return dict(cache.json(key, measure))
 
     def loss(self, site: Site, value: F32) -> float:
         """Predicted increase of the mean loss when the site's matrix becomes `value`; infinite where unknown."""

@@ -1,0 +1,39 @@
+"""Predicted losses are computed once for a model, its calibration and whatever made the weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from headway.core.cache import StepCache
+from headway.core.module_model import ModuleModel
+from headway.core.system import Context
+from headway.llm.weights.dense import DenseWeight
+from headway.optimize.losses import Moments
+
+
+def test_losses_are_kept_by_maker_and_infinite_ones_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.Linear(4, 4)).eval()
+    sample = torch.randn(2, 8)
+    model = ModuleModel(net, sample, name="two")
+    target: Any = None
+    context = Context(target, [(sample,)], StepCache(tmp_path))
+    first, second = (site.name for site in model.sites())
+    made = {name: DenseWeight(np.ones(model.weight(name).shape, np.float32)) for name in (first, second)}
+    asked: list[str] = []
+
+    def loss(self: Moments, site: Any, value: Any) -> float:
+        asked.append(site.name)
+        return 0.5 if site.name == first else float("inf")
+
+    monkeypatch.setattr(Moments, "loss", loss)
+    for _ in range(2):
+        assert Moments(model, context).losses(made, "int4", 1, {"group_size": 64}) == {first: 0.5}
+    assert asked == [first, second]
+    Moments(model, context).losses(made, "int4", 1, {"group_size": 32})
+    Moments(model, Context(target, [(sample + 1,)], StepCache(tmp_path))).losses(made, "int4", 1, {"group_size": 64})
+    assert asked == [first, second] * 3
