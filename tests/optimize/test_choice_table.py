@@ -39,3 +39,11 @@ def test_allocation_holds_the_limit_and_is_nearly_the_best(seed: int, sites: int
     )
     # The relaxation's gap is at most what one site can cost.
     assert best <= made.total(made.nbytes, picked) <= best + 120.0
+
+
+def test_a_kind_that_loses_nothing_does_not_allow_what_is_forbidden() -> None:
+    made = table(3, 6, 5)
+    with np.errstate(invalid="raise"):
+        scaled = made.scaled(lambda kind: 0.0)
+    assert np.array_equal(np.isinf(scaled.loss), np.isinf(made.loss))
+    assert not scaled.loss[np.isfinite(made.loss)].any()

@@ -53,7 +53,8 @@ class ChoiceTable:
 
     def scaled(self, factor: Callable[[str], float]) -> ChoiceTable:
         """The same table with the loss of every site times the factor of its kind."""
-        loss = self.loss * np.array([factor(site.kind) for site in self.sites])[:, None]
+        factors = np.array([factor(site.kind) for site in self.sites])[:, None]
+        loss = np.multiply(self.loss, factors, out=self.loss.copy(), where=np.isfinite(self.loss))  # not inf times 0
         return replace(self, loss=loss)
 
     def by_kind(self, picked: npt.NDArray[np.intp]) -> dict[str, float]:
