@@ -35,6 +35,7 @@ results: optimize
 wheel: setup
 	$(BIN)/pip wheel -q --no-deps -w dist .
 
+# Other processors are emulated: apt-get install qemu-user-static g++-aarch64-linux-gnu. Nothing is skipped without them.
 nightly: setup
 	$(BIN)/python -m pytest -m nightly
 
