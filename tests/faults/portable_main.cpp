@@ -159,6 +159,7 @@ void planes() {
 
 void vectors() {
   Digest norm("rms_norm"), cap("softcap"), turn("rope"), gate("glu"), most("argmax"), plus("add_scale");
+  Digest sums("log_sum_exp");
   for (int i = 0; i < kCases; ++i) {
     const int64_t n = 1 + rnd.below(130), heads = 1 + rnd.below(4), dim = 2 * (1 + rnd.below(65));
     std::vector<float> a = rnd.reals(n), b = rnd.reals(n), y(n);
@@ -172,6 +173,11 @@ void vectors() {
     gate.floats(y.data(), n);
     const float top = float(k.argmax(a.data(), n));
     most.floats(&top, 1);
+    float high = 0, other = 0;
+    const std::vector<float> p = rnd.reals(n, false), q = rnd.reals(n, false);
+    const double of_p = k.log_sum_exp(p.data(), n, &high), of_q = k.log_sum_exp(q.data(), n, &other);
+    const float said[] = {float(of_p), float(of_q), high, float(k.divergence(p.data(), of_p, q.data(), of_q, n))};
+    sums.floats(said, 4);
     k.add(a.data(), b.data(), n);
     k.scale(a.data(), 0.3f, n);
     plus.floats(a.data(), n);
@@ -184,10 +190,10 @@ void vectors() {
 void attention() {
   Digest d("attention");
   for (int i = 0; i < kCases; ++i) {
-    PageShape shape{1 + rnd.below(3), 2 * (1 + rnd.below(65)), 0, int(rnd.below(2))};
+    PageShape shape{1 + rnd.below(3), 2 * (1 + rnd.below(65)), 0, int(rnd.below(3))};
     shape.padded_dim = (shape.head_dim + 15) / 16 * 16;
     const int64_t pages = 1 + rnd.below(4), keys = 1 + rnd.below(pages * kPageTokens), rows = 1 + rnd.below(9);
-    const size_t bytes = page_head_elements(&shape) * size_t(shape.kv_heads) * 4 + 4096;
+    const size_t bytes = page_head_bytes(&shape) * size_t(shape.kv_heads) + 4096;
     std::vector<std::vector<char>> store;
     for (int64_t page = 0; page < pages; ++page) store.emplace_back(bytes);
     std::vector<const void*> at;
@@ -207,7 +213,7 @@ void attention() {
       hi.push_back(int32_t(lo.back() + 1 + rnd.below(keys - lo.back())));
     }
     std::vector<float> m(rows, -INFINITY), l(rows), o(rows * shape.padded_dim), out(rows * shape.head_dim);
-    std::vector<float> scratch(attend_scratch_floats(&shape) + 1024);
+    std::vector<float> scratch(attend_scratch_floats(&shape, rows) + 16);
     AttendArgs args{shape, at.data(), rnd.below(shape.kv_heads), rows, q.data(), lo.data(), hi.data(), 0, keys, keys,
                     0.2f, i % 3 ? 0.0f : 20.0f, m.data(), l.data(), o.data(), scratch.data()};
     k.attend(&args);

@@ -98,7 +98,7 @@ def every_step(count: int) -> int:
         logits = []
         for level in cpu.levels():
             with cpu.at_level(level):
-                session = NativeRuntime(arch, weights, vectors, kv=("f16", "f32")[seed % 2]).begin()
+                session = NativeRuntime(arch, weights, vectors, kv=("f16", "f32", "int8")[seed % 4 % 3]).begin()
                 logits.append((session.feed(tokens, every=True), session.feed(tokens[:1])))
         for prefill, decode in logits[1:]:
             assert same_bits(prefill, logits[0][0]), f"{name} #{seed}"
