@@ -7,9 +7,9 @@ that the same text, window and tokenizer always score the same tokens in the sam
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -40,29 +40,38 @@ def windows(model: LanguageModel, text: str, window: int = 512) -> list[I64]:
     return [np.array(part, np.int64) for part in parts if len(part) >= 2]
 
 
+Predictor = Callable[[I64], Iterator[tuple[int, F32]]]
+"""A window -> (position of its first row, logits) in chunks, for every token but the last: see `predictor`."""
+
+
+def predictor(model: LanguageModel) -> Predictor:
+    """What a model predicts after each token of a window."""
+
+    def predictions(part: I64) -> Iterator[tuple[int, F32]]:
+        session = model.runtime.begin(len(part))
+        for at, end in chunks(len(part) - 1, model.architecture.vocab):
+            yield at, session.feed(part[at:end], every=True)
+
+    return predictions
+
+
+def chunks(tokens: int, vocab: int) -> Iterator[tuple[int, int]]:
+    """(begin, end) of the pieces that a window is fed in, so that `CHUNK_FLOATS` logits are held at once."""
+    step = max(1, CHUNK_FLOATS // vocab)
+    return ((at, min(at + step, tokens)) for at in range(0, tokens, step))
+
+
 def log_probabilities(model: LanguageModel, parts: Sequence[I64]) -> F64:
     """ln p of every scored token, in order, float64."""
-    scores = [
-        log_softmax_at(logits, part[at + 1 : at + 1 + len(logits)])
-        for part in parts
-        for at, logits in _predictions(model, part)
-    ]
-    return np.concatenate(scores)
-
-
-def log_softmax_at(logits: F32, targets: I64) -> F64:
-    """(n, vocab), (n,) -> ln softmax(logits)[i, targets[i]], summed in float64."""
     from headway.kernels.cpu import _cpu
 
-    return cast(F64, _cpu.log_softmax_at(logits, targets))
-
-
-def _predictions(model: LanguageModel, part: I64) -> Iterator[tuple[int, F32]]:
-    """(position of its first row, logits) in chunks, for every token of the window but the last."""
-    session = model.runtime.begin(len(part))
-    step = max(1, CHUNK_FLOATS // model.architecture.vocab)
-    for at in range(0, len(part) - 1, step):
-        yield at, session.feed(part[at : min(at + step, len(part) - 1)], every=True)
+    predictions = predictor(model)
+    scores = [
+        _cpu.log_softmax_at(logits, part[at + 1 : at + 1 + len(logits)])
+        for part in parts
+        for at, logits in predictions(part)
+    ]
+    return np.concatenate(scores)
 
 
 @dataclass(frozen=True)
@@ -93,12 +102,7 @@ class Comparison:
 
 
 def compare(original: LanguageModel, candidates: Sequence[LanguageModel], parts: Sequence[I64]) -> list[Comparison]:
-    """Each candidate against the original. All are fed the same windows in lockstep, two chunks of logits in memory.
-
-    Raises `BadInput` if their vocabularies differ.
-    """
-    from headway.kernels.cpu import _cpu
-
+    """Each candidate against the original, in lockstep. Raises `BadInput` if their vocabularies differ."""
     for candidate in candidates:
         if original.architecture.vocab != candidate.architecture.vocab:
             raise BadInput(
@@ -106,11 +110,24 @@ def compare(original: LanguageModel, candidates: Sequence[LanguageModel], parts:
                 f"{original.architecture.vocab}",
                 "compare models of one vocabulary",
             )
+    return compare_predictions(predictor(original), [predictor(candidate) for candidate in candidates], parts)
+
+
+def compare_predictions(
+    original: Predictor, candidates: Sequence[Predictor], parts: Sequence[I64], progress: Callable[[], object] = bool
+) -> list[Comparison]:
+    """Each candidate against the original, which runs once for all. All cut a window alike; one chunk of each is held.
+
+    progress: called after each window.
+    """
+    from headway.kernels.cpu import _cpu
+
     columns: list[list[Any]] = [[] for _ in candidates]
     for part in parts:
-        predictions = [_predictions(candidate, part) for candidate in candidates]
-        for at, ours in _predictions(original, part):
+        predictions = [candidate(part) for candidate in candidates]
+        for at, ours in original(part):
             targets = part[at + 1 : at + 1 + len(ours)]
             for found, theirs in zip(columns, predictions, strict=True):
                 found.append(_cpu.compare_logits(ours, next(theirs)[1], targets))
+        progress()
     return [Comparison(*(np.concatenate(column) for column in zip(*found, strict=True))) for found in columns]

@@ -19,7 +19,7 @@ from headway.core.units import show
 from headway.core.workload import default_texts
 from headway.llm import scoring
 from headway.llm.language_model import LanguageModel
-from headway.llm.scoring import F64, I64
+from headway.llm.scoring import I64
 from headway.optimize.engines import DECODED, Engine, HeadwayEngine, check, peers
 
 ROUNDS = 15
@@ -62,9 +62,9 @@ class BenchResult:
 
     def table(self) -> str:
         wide = max(len(row["engine"]) for row in self.rows)
-        lines = [f"{'engine':<{wide}}  batch  context  decode tok/s  prefill tok/s   bits     size  quality"]
+        lines = [f"{'engine':<{wide}}  batch  context  decode tok/s  prefill tok/s   bits     size  quality      KL"]
         for row in self.rows:
-            quality = f"{row['quality']:.4f}" if "quality" in row else ""
+            quality = f"{row['quality']:.4f}  {row['kl']:.4f}" if "quality" in row else ""
             lines.append(
                 f"{row['engine']:<{wide}} {row['batch']:>6} {row['context']:>8} {row['decode_tok_s']:>13.1f} "
                 f"{row['prefill_tok_s']:>14.1f} {row['bits']:>6.2f} {show(row['size_bytes'], 'B'):>8}  {quality}"
@@ -96,28 +96,23 @@ class _Run:
         self.evidence.add_timing(what, timing, unit="s/token", per_call=units)
         return timing
 
-    def perplexities(self, exact: LanguageModel, parts: Sequence[I64]) -> dict[str, dict[str, float]]:
-        """Engine -> its perplexity, and its quality with a paired interval against the file's exact value."""
-        with self.progress.task("perplexity of each engine", len(self.engines) + 1) as task:
-
-            def scored(score: Callable[[Sequence[I64]], F64]) -> F64:
-                values = score(parts)
-                task.advance()
-                return values
-
-            truth = scored(lambda windows: scoring.log_probabilities(exact, windows))
-            lengths = [len(part) - 1 for part in parts]
-            found = {}
-            for engine in self.engines:
-                with closing(engine):
-                    own = scored(engine.log_probabilities)
-                ratio = perplexity_ratio(own, truth, windows=lengths)
-                found[engine.name] = {
-                    "perplexity": float(np.exp(-own.mean())),
-                    "quality": 1.0 / ratio.value,
-                    "quality_low": 1.0 / ratio.high,
-                    "quality_high": 1.0 / ratio.low,
-                }
+    def qualities(self, exact: LanguageModel, parts: Sequence[I64]) -> dict[str, dict[str, float]]:
+        """Engine -> its perplexity, and how far it is from the file's exact value."""
+        found = {}
+        with ExitStack() as stack, self.progress.task("perplexity of each engine", len(parts)) as task:
+            predictors = [stack.enter_context(closing(engine)).predictions for engine in self.engines]
+            compared = scoring.compare_predictions(scoring.predictor(exact), predictors, parts, task.advance)
+        lengths = [len(part) - 1 for part in parts]
+        for engine, seen in zip(self.engines, compared, strict=True):
+            ratio = perplexity_ratio(seen.candidate, seen.original, windows=lengths)
+            found[engine.name] = {
+                "perplexity": float(np.exp(-seen.candidate.mean())),
+                "quality": seen.quality,
+                "quality_low": 1.0 / ratio.high,
+                "quality_high": 1.0 / ratio.low,
+                "kl": seen.mean_kl,
+                "top1_agreement": seen.top1_agreement,
+            }
         return found
 
 
@@ -153,7 +148,7 @@ def bench(
         parts = scoring.windows(
             original, load.text or default_texts().heldout, min(WINDOW, original.architecture.context)
         )
-        qualities = run.perplexities(original.with_runtime("exact"), parts[: load.windows])
+        qualities = run.qualities(original.with_runtime("exact"), parts[: load.windows])
     read = run.timed("prefill", load.prefill, lambda e: e.prefill(tokens[: load.prefill]), rounds)
     rows = []
     for batch in load.batches:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from headway.llm.scoring import F64, I64
+from headway.llm.scoring import F32, I64
 
 DECODED = 8
 """Tokens decoded by one repetition."""
@@ -28,8 +28,8 @@ class Engine(Protocol):
     def decode(self, tokens: I64, batch: int, depth: int) -> Repeat:
         """`batch` sequences after `depth` tokens each: `DECODED` steps of one token each, and back to `depth`."""
 
-    def log_probabilities(self, parts: Sequence[I64]) -> F64:
-        """ln p of every token of each window but its first, in order: as `headway.llm.scoring` has it."""
+    def predictions(self, part: I64) -> Iterator[tuple[int, F32]]:
+        """What it predicts after each token of a window: a `headway.llm.scoring.Predictor`."""
 
     def close(self) -> None:
         """Frees what `prefill` and `decode` hold."""

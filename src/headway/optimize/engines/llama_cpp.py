@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 from headway.core.cache import StepCache
 from headway.core.errors import BadInput, Lacking, need_extra
 from headway.llm.language_model import LanguageModel
-from headway.llm.scoring import F64, I64, log_softmax_at
+from headway.llm.scoring import F32, I64, chunks
 from headway.optimize.engines.base import DECODED, Repeat
 
 TYPES = {
@@ -137,14 +137,10 @@ class LlamaCpp:
 
         return repeat
 
-    def log_probabilities(self, parts: Sequence[I64]) -> F64:
-        context = self._context(1, max(len(part) for part in parts))
-        scores = []
-        for part in parts:
-            context.clear()
-            logits = context.run(context.batch([part[:-1]], 0))
-            scores.append(log_softmax_at(logits, part[1:]))
-        return np.concatenate(scores)
+    def predictions(self, part: I64) -> Iterator[tuple[int, F32]]:
+        context = self._context(1, len(part))
+        for at, end in chunks(len(part) - 1, self.vocabulary):
+            yield at, context.run(context.batch([part[at:end]], at))
 
     def _context(self, sequences: int, tokens: int) -> _Context:
         self._contexts.append(_Context(self, sequences, tokens))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from headway.core.version import __version__
 from headway.llm import scoring
 from headway.llm.language_model import LanguageModel
-from headway.llm.scoring import F64, I64
+from headway.llm.scoring import F32, I64
 from headway.optimize.engines.base import DECODED, Repeat
 
 
@@ -42,8 +42,8 @@ class HeadwayEngine:
 
         return repeat
 
-    def log_probabilities(self, parts: Sequence[I64]) -> F64:
-        return scoring.log_probabilities(self.model, parts)
+    def predictions(self, part: I64) -> Iterator[tuple[int, F32]]:
+        return scoring.predictor(self.model)(part)
 
     def close(self) -> None:
         """Sequences are freed with the repetitions that hold them."""

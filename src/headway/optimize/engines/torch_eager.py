@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from headway.core.errors import BadInput, need_extra
 from headway.llm.language_model import LanguageModel
-from headway.llm.scoring import F64, I64, log_softmax_at
+from headway.llm.scoring import F32, I64, chunks
 from headway.optimize.engines.base import DECODED, Repeat
 
 
@@ -32,7 +32,7 @@ class TorchEngine:
         self.torch, self.version = torch, torch.__version__
         self.name = f"torch:{variant}" if variant else "torch"
         self.module = model.module().eval().to(types[variant])
-        self.layers = len(model.architecture.layers)
+        self.layers, self.vocabulary = len(model.architecture.layers), model.architecture.vocab
         self.size_bytes = sum(p.numel() * p.element_size() for p in self.module.parameters())
         self.bits = 8.0 * types[variant].itemsize
 
@@ -61,13 +61,13 @@ class TorchEngine:
 
         return repeat
 
-    def log_probabilities(self, parts: Sequence[I64]) -> F64:
-        scores = []
-        for part in parts:
+    def predictions(self, part: I64) -> Iterator[tuple[int, F32]]:
+        from headway.llm.reference import Cache
+
+        cache = Cache(self.layers)
+        for at, end in chunks(len(part) - 1, self.vocabulary):
             with self.torch.inference_mode():
-                logits = self.module(self._batch(part[:-1]))[0].float().numpy()
-            scores.append(log_softmax_at(logits, part[1:]))
-        return np.concatenate(scores)
+                yield at, self.module(self._batch(part[at:end]), cache)[0].float().numpy()
 
     def _batch(self, tokens: I64) -> Any:
         return self.torch.from_numpy(np.array(tokens, np.int64))[None]
