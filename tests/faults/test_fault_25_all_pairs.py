@@ -128,7 +128,7 @@ class Bench:
 
     def quality(self, model: Any) -> Mapping[str, float]:
         """`quality`, and the ends of its interval."""
-        found: Mapping[str, float] = self.subject.quality(model, "search", self.subject.units("search"), True)
+        found: Mapping[str, float] = self.subject.qualities([model], "search", self.subject.units("search"), True)[0]
         return found
 
     def bound(self, recipe: Recipe) -> float:

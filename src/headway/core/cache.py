@@ -126,6 +126,10 @@ class StepCache:
 
         return read_json(self.folder(key, write) / "value.json")
 
+    def holds(self, key: str) -> bool:
+        """Whether an entry is there and whole, so that nothing would be built for it."""
+        return self._usable(self.root / key)
+
     def arrays(self, key: str, build: Callable[[], Mapping[str, npt.NDArray[Any]]]) -> Arrays:
         """Named numpy arrays, bit for bit."""
         from safetensors.numpy import load_file, save_file

@@ -108,6 +108,8 @@ class Context:
     progress: Progress = field(default_factory=Progress)
     original: Model | None = None
     """The model before the recipe's first step: what calibration runs, so that steps share it."""
+    held: dict[str, Any] = field(default_factory=dict, repr=False)
+    """What was read from the cache and will be needed again, by key; shared by copies of this context."""
     notes: list[str] = field(default_factory=list)
     """Sentences a transform wants in the report (what it left alone, and why)."""
 

@@ -114,25 +114,32 @@ class LanguageSubject:
     def units(self, split: Split) -> int:
         return len(self.splits[split])
 
-    def quality(self, model: LanguageModel, split: Split, units: int, full: bool) -> Mapping[str, float]:
+    def qualities(
+        self, models: Sequence[LanguageModel], split: Split, units: int, full: bool
+    ) -> list[Mapping[str, float]]:
         parts = self.splits[split][:units]
         if self.user is not None:
-            return {"quality": float(self.user(self.exact, model, parts))}
+            return [{"quality": float(self.user(self.exact, model, parts))} for model in models]
         if full:
-            (compared,) = scoring.compare(self.exact, [model], parts)
-            lengths = [len(part) - 1 for part in parts]
-            ratio = perplexity_ratio(compared.candidate, compared.original, windows=lengths)
-            return {
-                "quality": compared.quality,
-                "quality_low": 1.0 / ratio.high,
-                "quality_high": 1.0 / ratio.low,
-                "kl": compared.mean_kl,
-                "top1_agreement": compared.top1_agreement,
-                "perplexity": float(np.exp(-compared.candidate.mean())),
-            }
-        original = [self._log_probabilities(split, number) for number in range(len(parts))]
-        candidate = scoring.log_probabilities(model, parts)
-        return {"quality": float(np.exp(candidate.mean() - np.concatenate(original).mean()))}
+            return [
+                {
+                    **self._quality(seen.candidate, seen.original, parts),
+                    "kl": seen.mean_kl,
+                    "top1_agreement": seen.top1_agreement,
+                    "perplexity": float(np.exp(-seen.candidate.mean())),
+                }
+                for seen in scoring.compare(self.exact, models, parts)
+            ]
+        original = np.concatenate([self._log_probabilities(split, number) for number in range(len(parts))])
+        return [self._quality(scoring.log_probabilities(model, parts), original, parts) for model in models]
+
+    def _quality(self, candidate: scoring.F64, original: scoring.F64, parts: Sequence[I64]) -> dict[str, float]:
+        ratio = perplexity_ratio(candidate, original, windows=[len(part) - 1 for part in parts])
+        return {
+            "quality": float(np.exp(candidate.mean() - original.mean())),
+            "quality_low": 1.0 / ratio.high,
+            "quality_high": 1.0 / ratio.low,
+        }
 
     def _log_probabilities(self, split: Split, number: int) -> Any:
         key = (split, number)

@@ -61,7 +61,9 @@ def make_space(subject: Subject, context: Context, request: Request) -> Space:
             policies.setdefault(entry.card.slot, []).extend(Step(slug, option) for option in options)
     if not weights and not policies and not request.recipe.steps:
         raise BadInput(f"no system applies to {subject.model.name}", "see: headway systems, and --only/--without")
-    return Space(_table(subject, context, weights), policies, request.recipe)
+    table = _table(subject, context, weights)
+    context.held.clear()  # every weight is made: H is not needed any more
+    return Space(table, policies, request.recipe)
 
 
 def _table(

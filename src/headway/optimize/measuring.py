@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from headway.core.cache import StepCache
 from headway.core.evidence import Evidence
 from headway.core.jsontext import plain
 from headway.core.measure import Timing, compare
@@ -47,13 +48,22 @@ class Bench:
                 del self.models[old]
         return self.models[key]
 
-    def quality(self, recipe: Recipe, split: Split, units: int, full: bool = False) -> dict[str, float]:
-        """`quality` (with `full` and its companions) on the first `units` pieces of a split."""
+    def qualities(
+        self, recipes: Sequence[Recipe], split: Split, units: int, full: bool = False
+    ) -> list[dict[str, float]]:
+        """Each recipe's `quality` and interval (with `full` its companions) on the first `units` pieces of a split."""
+        made_of = {str(recipe): recipe for recipe in recipes}
+        missing = [text for text in made_of if not self._holds("quality", text, split, units, full)]
+        models = [self.model(made_of[text]) for text in missing]
+        measured = dict(zip(missing, self.subject.qualities(models, split, units, full), strict=True)) if models else {}
 
-        def measure() -> dict[str, float]:
-            return dict(self.subject.quality(self.model(recipe), split, units, full))
+        def one(recipe: Recipe) -> Mapping[str, float]:
+            return measured.get(str(recipe)) or self.subject.qualities([self.model(recipe)], split, units, full)[0]
 
-        return dict(self._cached("quality", measure, str(recipe), split, units, full))
+        return [
+            dict(self._cached("quality", lambda recipe=recipe: one(recipe), str(recipe), split, units, full))
+            for recipe in recipes
+        ]
 
     def timings(self, recipes: Mapping[str, Recipe], rounds: int, purpose: str) -> dict[str, tuple[Timing, int]]:
         """Metric -> the interleaved run of the unmodified model (arm `baseline`, run twice) and every named recipe."""
@@ -98,8 +108,11 @@ class Bench:
         """
         arms = {f"candidate {number}": c.recipe for number, c in enumerate(candidates, 1) if c.recipe.steps}
         timings = self.timings(arms, self.rounds, "search")
+        with self.context.progress.task(f"quality of {len(candidates)} candidates, {units} pieces each"):
+            qualities = self.qualities([candidate.recipe for candidate in candidates], "search", units, full=True)
         measured = []
-        for candidate in self.context.progress.track(candidates, "memory and quality of each candidate"):
+        progress = self.context.progress.track(candidates, "memory of each candidate")
+        for candidate, quality in zip(progress, qualities, strict=True):
             arm = next((name for name, recipe in arms.items() if recipe is candidate.recipe), BASELINE)
             metrics = self._rates(
                 {
@@ -110,7 +123,7 @@ class Bench:
             )
             metrics["size_bytes"] = float(self.model(candidate.recipe).size_bytes())
             metrics["memory_bytes"] = self.memory(candidate.recipe)
-            metrics.update(self.quality(candidate.recipe, "search", units, full=True))
+            metrics.update(quality)
             measured.append(candidate.with_measured(**metrics))
         return measured
 
@@ -132,17 +145,20 @@ class Bench:
         arm = WINNER if arms else BASELINE
         metrics = self._rates({metric: timing.median_s(arm) / units for metric, (timing, units) in timings.items()})
         units = self.subject.units("heldout")
-        metrics.update(self.quality(candidate.recipe, "heldout", units, full=True))
+        metrics.update(self.qualities([candidate.recipe], "heldout", units, full=True)[0])
         metrics["size_bytes"] = float(self.model(candidate.recipe).size_bytes())
         metrics["memory_bytes"] = self.memory(candidate.recipe)
         evidence.quality = {name: value for name, value in metrics.items() if not name.endswith(("_s", "_bytes"))}
         return candidate.with_measured(**metrics)
 
-    def _cached(self, what: str, build: Any, *parts: Any) -> Any:
-        cache = self.context.cache
-        if cache is None:
-            return plain(build())
+    def _key(self, cache: StepCache, what: str, *parts: Any) -> str:
         machine = [self.context.target.fingerprint, self.context.threads, self.context.seed]
-        return cache.json(
-            cache.key(what, self.subject.model.fingerprint(), self.subject.describe(), machine, *parts), build
-        )
+        return cache.key(what, self.subject.model.fingerprint(), self.subject.describe(), machine, *parts)
+
+    def _holds(self, what: str, *parts: Any) -> bool:
+        cache = self.context.cache
+        return cache is not None and cache.holds(self._key(cache, what, *parts))
+
+    def _cached(self, what: str, build: Callable[[], Any], *parts: Any) -> Any:
+        cache = self.context.cache
+        return plain(build()) if cache is None else cache.json(self._key(cache, what, *parts), build)

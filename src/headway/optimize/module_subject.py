@@ -52,11 +52,16 @@ class ModuleSubject:
     def _pieces(self, split: Split) -> Sequence[tuple[Any, ...]]:
         return self.data.search if split == "search" else self.data.heldout
 
-    def quality(self, model: ModuleModel, split: Split, units: int, full: bool) -> Mapping[str, float]:
+    def qualities(
+        self, models: Sequence[ModuleModel], split: Split, units: int, full: bool
+    ) -> list[Mapping[str, float]]:
         pieces = self._pieces(split)[:units]
         for number, inputs in enumerate(pieces):
             if (split, number) not in self._originals:
                 self._originals[split, number] = self.model.run(inputs)
+        return [self._quality(model, split, pieces) for model in models]
+
+    def _quality(self, model: ModuleModel, split: Split, pieces: Sequence[tuple[Any, ...]]) -> Mapping[str, float]:
         judged = [
             self._judge(self._originals[split, number], model.run(inputs)) for number, inputs in enumerate(pieces)
         ]
@@ -64,7 +69,7 @@ class ModuleSubject:
         found = {"quality": float(scores.mean())}
         if self.data.metric == "top-1 agreement":
             found["top1_agreement"] = found["quality"]
-        if full and len(scores) > 1:
+        if len(scores) > 1:
             interval = bootstrap(scores, lambda values: values.mean(axis=-1))
             found |= {"quality_low": interval.low, "quality_high": interval.high}
         return found

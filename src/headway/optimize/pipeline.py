@@ -105,12 +105,15 @@ class Search:
         """Score a ladder of recipes on little data, to learn what a predicted loss costs in quality here."""
         units = max(1, self.subject.units("search") // 4)
         ladder = spread(self._propose(space), EXPLORED, self.request)
-        self._learn_loss(
-            [
-                candidate.with_measured(**self.bench.quality(candidate.recipe, "search", units, full=True))
-                for candidate in self.request.progress.track(ladder, f"exploring: quality of {len(ladder)} recipes")
-            ]
-        )
+        self._learn_loss(self._score(ladder, units, "exploring: "))
+
+    def _score(self, candidates: Sequence[Candidate], units: int, why: str = "") -> list[Candidate]:
+        """Each with its quality on the first pieces of the search data."""
+        what = f"{why}quality of {len(candidates)} recipes, {units} pieces each"
+        return [
+            candidate.with_measured(**self.bench.qualities([candidate.recipe], "search", units)[0])
+            for candidate in self.request.progress.track(candidates, what)
+        ]
 
     def _propose(self, space: Space) -> list[Candidate]:
         request = self.request
@@ -152,12 +155,7 @@ class Search:
         units = max(1, self.subject.units("search") // 4)
         alive = list(proposals)
         while True:
-            scored = [
-                candidate.with_measured(**self.bench.quality(candidate.recipe, "search", units))
-                for candidate in self.request.progress.track(
-                    alive, f"quality of {len(alive)} recipes, {units} pieces each"
-                )
-            ]
+            scored = self._score(alive, units)
             self._learn_loss(scored)
             keep = max(SURVIVORS, math.ceil(len(scored) / 2))
             alive = spread(scored, keep, self.request)

@@ -38,11 +38,11 @@ class Subject(Protocol):
         """How many pieces (windows, batches) a split has."""
         ...
 
-    def quality(self, model: Model, split: Split, units: int, full: bool) -> Mapping[str, float]:
-        """How close `model` comes to the original in exact float arithmetic on the first `units` pieces of a split.
+    def qualities(self, models: Sequence[Model], split: Split, units: int, full: bool) -> list[Mapping[str, float]]:
+        """How close each model comes to the original in exact float arithmetic on the first `units` pieces of a split.
 
-        `quality`, and with `full` its companions: `kl`, `top1_agreement`, and a 95% interval of the quality,
-        `quality_low` and `quality_high`.
+        `quality` with a 95% interval, `quality_low` and `quality_high`, where one can be had; with `full` what else is
+        known: `kl`, `top1_agreement`, `perplexity`. The original runs once for all models.
         """
         ...
 

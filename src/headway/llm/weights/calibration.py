@@ -21,6 +21,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 
 from headway.core.errors import BadInput
 from headway.core.files import sha256_of
+from headway.core.jsontext import canonical_json
 from headway.core.model import Model, Site
 from headway.core.system import Context
 from headway.core.weight import F32
@@ -65,13 +67,17 @@ def _moments(model: Model, context: Context) -> dict[str, Any]:
     if not context.calibration:
         raise BadInput("no calibration inputs", "give text with --text or data with --data")
     model = context.original or model
-    if context.cache is None:
-        return collect(model, context)
-    return context.cache.arrays(context.cache.key("moments", *key_of(model, context)), lambda: collect(model, context))
+    key = sha256_of(canonical_json(["moments", *key_of(model, context)]))
+    if key not in context.held:
+        made = partial(collect, model, context)
+        cache = context.cache
+        context.held[key] = made() if cache is None else cache.arrays(cache.key("moments", key), made)
+    return cast(dict[str, Any], context.held[key])
 
 
 def key_of(model: Model, context: Context) -> list[Any]:
     """What a calibration depends on, for keys of the step cache."""
+    model = context.original or model
     tensors = [a for arguments in context.calibration for a in arguments if isinstance(a, Tensor)]
     digest = sha256_of(*(tensor.contiguous().numpy().tobytes() for tensor in tensors))
     return [VERSION, model.fingerprint(), CAP, PLAIN, context.seed, digest]

@@ -8,18 +8,19 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import ClassVar, TypeVar
 
 import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from headway.core.files import sha256_of
 from headway.core.model import Model, Site
 from headway.core.system import YES, Context, Costs, Transform, Verdict, WeightSettings, no, sites_taken
 from headway.core.target import Target
 from headway.core.weight import F32, Weight
 from headway.hardware.rates import Rates
+from headway.llm.digests import weight_digest
 from headway.llm.weights.base import form_class
 
 S = TypeVar("S", bound=WeightSettings)
@@ -44,8 +45,8 @@ class Matrix:
 class WeightTransform(Transform[S]):
     """Quantise, factorise or encode the weights of linear sites, one by one, each result kept in the step cache.
 
-    The cache key of a site is what the result depends on and no more (its value, its H, the settings less the
-    patterns), so recipes that give a site the same treatment share it.
+    The cache key of a site is what the result depends on and no more (the weight it holds, what H was made of, the
+    settings less the patterns), so recipes that give a site the same treatment share it.
     """
 
     version: ClassVar[int] = 1
@@ -80,41 +81,28 @@ class WeightTransform(Transform[S]):
 
     def weights(self, model: Model, settings: S, context: Context, sites: Sequence[Site]) -> dict[str, Weight]:
         """The stored form of every site, from the cache where it is there, else made on all threads."""
-        from headway.llm.weights.calibration import hessians
+        from headway.llm.weights import calibration
 
-        found = hessians(model, context, sites) if self.calibrates(settings) else None
+        calibrated = calibration.key_of(model, context) if self.calibrates(settings) else []
+        loading = Lock()
+
+        def build(site: Site) -> Weight:
+            with loading:  # H is large, and not needed when every weight is in the cache
+                found = calibration.hessians(model, context, [site])[site.name] if calibrated else None
+            held = model.weight(site.name)
+            return self.make(Matrix(site, held.dequantize(), found, held), settings)
 
         def one(site: Site) -> tuple[str, Weight]:
-            held = model.weight(site.name)
-            matrix = Matrix(site, held.dequantize(), found[site.name] if found else None, held)
-            return site.name, self._cached(matrix, settings, context)
+            if context.cache is None:
+                return site.name, build(site)
+            what = settings.model_dump(exclude={"only", "skip"})
+            depends = [weight_digest(model.weight(site.name)).hex(), [site.name, *calibrated] if calibrated else []]
+            key = context.cache.key("weight", self.card.slug, self.version, what, *depends)
+            return site.name, _kept(context.cache.folder(key, lambda folder: _keep(build(site), folder)))
 
         with ThreadPoolExecutor(max(1, context.threads)) as pool:
             made = pool.map(one, sites)
             return dict(context.progress.track(made, f"{self.card.slug}: {len(sites)} matrices", len(sites)))
-
-    def _cached(self, matrix: Matrix, settings: S, context: Context) -> Weight:
-        if context.cache is None:
-            return self.make(matrix, settings)
-        what = settings.model_dump(exclude={"only", "skip"})
-        content = [
-            sha256_of(np.ascontiguousarray(a).tobytes()) for a in (matrix.value, matrix.hessian) if a is not None
-        ]
-        held = None if matrix.held is None else [matrix.held.form, dict(matrix.held.meta())]
-        shape = list(matrix.value.shape)
-        key = context.cache.key("weight", self.card.slug, self.version, what, shape, held, content)
-
-        def build(folder: Path) -> None:
-            weight = self.make(matrix, settings)
-            described = json.dumps({"form": weight.form, "meta": dict(weight.meta())})
-            save_file(
-                {name: np.ascontiguousarray(a) for name, a in weight.tensors().items()}, folder / FILE, {KEY: described}
-            )
-
-        file = context.cache.folder(key, build) / FILE
-        with safe_open(file, "numpy") as opened:
-            described = json.loads(opened.metadata()[KEY])
-        return form_class(described["form"]).load(load_file(file), described["meta"])
 
     def predict(self, model: Model, target: Target, settings: S) -> Costs:
         """Bytes of all weights, and seconds of one row through every site, from the target's kernel rates."""
@@ -129,3 +117,15 @@ class WeightTransform(Transform[S]):
         seconds = sum(rates.product_s(*sizes[site.name], float(site.parameters), 1.0, total) for site in model.sites())
         old = sum(model.weight(site.name).nbytes for site in model.sites())
         return Costs(latency_s=seconds, size_bytes=model.size_bytes() - old + total)
+
+
+def _keep(weight: Weight, folder: Path) -> None:
+    described = json.dumps({"form": weight.form, "meta": dict(weight.meta())})
+    tensors = {name: np.ascontiguousarray(array) for name, array in weight.tensors().items()}
+    save_file(tensors, folder / FILE, {KEY: described})
+
+
+def _kept(folder: Path) -> Weight:
+    with safe_open(folder / FILE, "numpy") as opened:
+        described = json.loads(opened.metadata()[KEY])
+    return form_class(described["form"]).load(load_file(folder / FILE), described["meta"])
