@@ -26,7 +26,7 @@ from headway.hardware.rates import Rates
 F32_BYTES = 4
 FORM_BYTES = 1.125
 """An activation as kernels read it: int8 and a float32 scale for 32 of them."""
-KV_BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "int8": 1.0}
+KV_BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "int8": 1.0}  # int8: and a float32 scale per vector
 
 
 @dataclass(frozen=True)

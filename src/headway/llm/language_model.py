@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 
 from headway.core.errors import BadInput, Lacking, need_extra
+from headway.core.files import sha256_of
 from headway.core.model import Model, Site
 from headway.core.weight import F32, Weight
 from headway.llm import generation, scoring
@@ -17,7 +18,7 @@ from headway.llm.digests import model_digest
 from headway.llm.families.base import Architecture
 from headway.llm.generation import Generation
 from headway.llm.room import check_room
-from headway.llm.runtime import I64, Runtime
+from headway.llm.runtime import I64, KV_TYPES, KVType, Runtime
 from headway.llm.sampling import Sampling
 from headway.llm.template import ChatTemplate
 from headway.llm.tokenizer import Tokenizer
@@ -45,9 +46,11 @@ class LanguageModel(Model):
         template: ChatTemplate | None = None,
         runtime: RuntimeKind = "native",
         threads: int = 0,
+        kv: KVType = "f16",
         source: Path | None = None,
     ) -> None:
-        """`source`: the GGUF file it was read from, for peers that read it too.
+        """kv: how the native runtime keeps keys and values (the exact one: float32).
+        source: the GGUF file it was read from, for peers that read it too.
 
         Raises `BadInput` when a weight is missing or of another shape, or the tokenizer is another model's."""
         self.name = name
@@ -56,12 +59,15 @@ class LanguageModel(Model):
         self.template = template
         self.runtime_kind: RuntimeKind = runtime
         self.threads = threads
+        self.kv: KVType = kv
         self.source = source
         self._weights = dict(weights)
         self._vectors = dict(vectors)
         self._check()
 
     def _check(self) -> None:
+        if self.kv not in KV_TYPES:
+            raise BadInput(f"no keys and values in {self.kv!r}", f"forms are: {', '.join(KV_TYPES)}")
         if self.runtime_kind not in ("native", "exact", "torch"):
             raise BadInput(f"no runtime {self.runtime_kind!r}", "runtimes are: native, exact, torch")
         wanted = {site.name: (site.out_features, site.in_features) for site in self.architecture.sites}
@@ -86,7 +92,8 @@ class LanguageModel(Model):
 
     @cached_property
     def _fingerprint(self) -> str:
-        return model_digest(self.architecture, self._weights, self._vectors)
+        values = model_digest(self.architecture, self._weights, self._vectors)
+        return values if self.kv == "f16" else sha256_of(values, self.kv)
 
     def sites(self) -> Sequence[Site]:
         return self.architecture.sites
@@ -108,6 +115,10 @@ class LanguageModel(Model):
         """The same model run by another runtime, or on another number of threads (0 = as set for the process)."""
         return self._like(runtime=runtime, threads=self.threads if threads is None else threads)
 
+    def with_kv(self, kv: KVType) -> Self:
+        """The same model with its keys and values kept in another form."""
+        return self._like(kv=kv)
+
     def _like(self, **changed: Any) -> Self:
         parts = {
             "name": self.name,
@@ -118,6 +129,7 @@ class LanguageModel(Model):
             "template": self.template,
             "runtime": self.runtime_kind,
             "threads": self.threads,
+            "kv": self.kv,
             "source": self.source,
         }
         return type(self)(**{**parts, **changed})
@@ -158,7 +170,7 @@ class LanguageModel(Model):
             self.architecture,
             self._weights,
             self._vectors,
-            kv="f32" if exact else "f16",
+            kv="f32" if exact else self.kv,
             exact=exact,
             threads=self.threads,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -11,9 +11,7 @@ import headway.kernels.cpu._cpu as _cpu
 from headway.core.errors import BadInput
 from headway.core.weight import Weight
 from headway.llm.families.base import F32, Architecture
-from headway.llm.runtime import I64
-
-KVType = Literal["f16", "f32", "int8"]
+from headway.llm.runtime import I64, KVType
 
 _MATRICES = {
     "q": "attention.q",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,10 @@ from headway.llm.families.base import Architecture
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
+KVType = Literal["f16", "f32", "int8"]
+"""How the native runtime keeps keys and values."""
+
+KV_TYPES: tuple[KVType, ...] = get_args(KVType)
 
 
 class Session(Protocol):

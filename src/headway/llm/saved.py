@@ -57,9 +57,11 @@ def save(model: LanguageModel, folder: Path) -> None:
         "architecture": model.architecture.to_json(),
         "weights": weights,
         "tokenizer": {**_info_json(model.tokenizer.info), "sha256": sha256_of(tokenizer)},
+        "kv": model.kv,
         "template": None if model.template is None else model.template.source,
     }
-    description["content"] = _content(description, model.fingerprint())
+    held = {site.name: model.weight(site.name) for site in model.sites()}
+    description["content"] = _content(description, model_digest(model.architecture, held, model.vectors))
     try:
         with explained(folder / VALUES):
             save_file(values, folder / VALUES)
@@ -91,6 +93,7 @@ def load_saved(path: Path) -> LanguageModel:
         info = _info(stored)
         digest = str(stored["sha256"])
         name, template, content = str(description["name"]), description["template"], description["content"]
+        kv = description.get("kv", "f16")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BadFile(where, 0, f"does not describe {VALUES} ({error!r:.200})") from None
     unsigned = {key: value for key, value in description.items() if key != "content"}
@@ -105,6 +108,7 @@ def load_saved(path: Path) -> LanguageModel:
         vectors=vectors,
         tokenizer=Tokenizer(info, lambda: _tokenizer(folder, digest)),
         template=None if template is None else ChatTemplate(template, info.special),
+        kv=kv,
     )
 
 

@@ -72,6 +72,14 @@ def check(recipe: Recipe, model: Model, target: Any) -> None:
     check_sites(recipe, model)
 
 
+def plug_policies(recipe: Recipe, model: Model, context: Context) -> Model:
+    """The model with the recipe's policies alone: cheap, and enough to predict what they change."""
+    for found, settings in prepared(recipe):
+        if isinstance(found, Policy):
+            model = found.plug(model, settings, context)
+    return model
+
+
 def apply_recipe(recipe: Recipe, model: Model, context: Context) -> Model:
     """The model with the recipe applied; raises `BadInput` for anything that cannot be, before anything is changed."""
     check(recipe, model, context.target)

@@ -10,12 +10,12 @@ from headway.core.budget import Budget, Violation
 from headway.core.errors import Lacking
 from headway.core.model import Model
 from headway.core.recipe import Recipe
-from headway.core.system import WeightSettings
+from headway.core.system import Context, WeightSettings
 from headway.core.target import Target
 from headway.core.units import show
 from headway.core.workload import Workload
 from headway.llm.weights.transform import WeightTransform
-from headway.optimize.applying import check, prepared
+from headway.optimize.applying import check, plug_policies, prepared
 from headway.optimize.subjects import make_subject, stored_forms
 
 
@@ -68,7 +68,8 @@ def dry_run(model: Model, budget: Budget, target: Target, workload: Workload, re
     for system, settings in prepared(recipe):
         if isinstance(system, WeightTransform) and isinstance(settings, WeightSettings):
             stored |= {site.name: system.stored(site, settings) for site in system.taken(settings, model.sites())}
-    parts = subject.predict(target, stored, threads)
+    plugged = plug_policies(recipe, model, Context(target, threads=threads))
+    parts = subject.predict(target, stored, threads, plugged)
     predicted = {metric: sum(values.values()) for metric, values in parts.items()}
     needed = predicted.get("memory_bytes", 0.0)
     if needed > target.available_bytes:

@@ -13,7 +13,7 @@ from headway.core.model import Site
 from headway.core.statistics import perplexity_ratio
 from headway.core.target import Target
 from headway.core.workload import Texts, Workload, default_texts, user_function
-from headway.hardware.predict import LanguageLoad, LanguageShape, SiteLoad, predict_language
+from headway.hardware.predict import F32_BYTES, LanguageLoad, LanguageShape, SiteLoad, predict_language
 from headway.hardware.rates import Rates
 from headway.llm import scoring
 from headway.llm.language_model import LanguageModel
@@ -152,7 +152,11 @@ class LanguageSubject:
         return language_shape(self.model.architecture)
 
     def predict(
-        self, target: Target, stored: Mapping[str, tuple[str, float]], threads: int
+        self,
+        target: Target,
+        stored: Mapping[str, tuple[str, float]],
+        threads: int,
+        plugged: LanguageModel | None = None,
     ) -> Mapping[str, Mapping[str, float]]:
         loads = [
             SiteLoad(
@@ -160,11 +164,13 @@ class LanguageSubject:
             )
             for site in self.model.sites()
         ]
+        kv = (plugged or self.model).kv
         load = LanguageLoad(
             prompt_tokens=self.prompt_tokens,
             output_tokens=DECODED,
             context=self.workload.context,
-            kv="f16",
+            kv=kv,
+            kv_element_bytes=1.0 + F32_BYTES / self.model.architecture.head_dim if kv == "int8" else 0.0,
             kv_page=KV_PAGE,
             threads=threads,
         )

@@ -11,7 +11,7 @@ different sites add up; one factor learned from measured candidates corrects wha
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ import numpy as np
 from headway.core import compatibility
 from headway.core.errors import BadInput
 from headway.core.model import Model, Site
-from headway.core.recipe import Step
+from headway.core.recipe import Recipe, Step
 from headway.core.registry import systems
 from headway.core.slots import SLOTS
 from headway.core.system import Context, Policy
@@ -28,7 +28,8 @@ from headway.llm.weights import sensitivity
 from headway.llm.weights.calibration import hessians, key_of
 from headway.llm.weights.sensitivity import gradient_moments
 from headway.llm.weights.transform import WeightTransform
-from headway.optimize.forms import calibrated
+from headway.optimize.applying import plug_policies
+from headway.optimize.forms import calibrated, with_attention
 from headway.optimize.request import Request
 from headway.optimize.search import Space
 from headway.optimize.subject import Subject
@@ -61,9 +62,12 @@ def make_space(subject: Subject, context: Context, request: Request) -> Space:
             policies.setdefault(entry.card.slot, []).extend(Step(slug, option) for option in options)
     if not weights and not policies and not request.recipe.steps:
         raise BadInput(f"no system applies to {subject.model.name}", "see: headway systems, and --only/--without")
+    plug = partial(plug_policies, model=subject.model, context=context)
+    plugged = [subject.model, *(plug(Recipe((step,))) for steps in policies.values() for step in steps)]
+    context.target = with_attention(context.target, plugged, context.threads, context.progress)
     table = _table(subject, context, weights)
     context.held.clear()  # every weight is made: H is not needed any more
-    return Space(table, policies, request.recipe)
+    return Space(table, policies, request.recipe, plug)
 
 
 def _table(
@@ -97,7 +101,7 @@ def _table(
             losses = moments.losses(made, slug, system.version, option)
             for row, site in enumerate(sites):
                 loss[row, column] = losses.get(site.name, np.inf)
-    context.target = calibrated(context.target, model, held, context.threads, context.progress)
+    context.target = calibrated(context.target, held, context.threads, context.progress)
     for column, weights_of in enumerate(held):
         for row, site in enumerate(sites):
             weight = weights_of.get(site.name, held[0][site.name])

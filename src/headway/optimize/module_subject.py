@@ -81,7 +81,11 @@ class ModuleSubject:
         return trace_module(self.model.runtime, self.model.sample, shapes)
 
     def predict(
-        self, target: Target, stored: Mapping[str, tuple[str, float]], threads: int
+        self,
+        target: Target,
+        stored: Mapping[str, tuple[str, float]],
+        threads: int,
+        plugged: ModuleModel | None = None,
     ) -> Mapping[str, Mapping[str, float]]:
         held = {site.name: self.model.weight(site.name) for site in self.model.sites()}
         replaced = {

@@ -174,8 +174,8 @@ class Search:
         target, threads = self.context.target, self.request.threads
         runs: dict[str, list[MeasuredRun]] = {}
         for candidate in self.measured:
-            stored = stored_forms(self.bench.model(candidate.recipe))
-            for metric, parts in self.subject.predict(target, stored, threads).items():
+            model = self.bench.model(candidate.recipe)
+            for metric, parts in self.subject.predict(target, stored_forms(model), threads, model).items():
                 if metric in candidate.measured:
                     runs.setdefault(metric, []).append(MeasuredRun(parts, candidate.measured[metric]))
         metrics = {metric: learn(found) for metric, found in runs.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from headway.core.budget import Budget, Objective
 from headway.core.errors import need_extra
+from headway.core.model import Model
 from headway.core.recipe import Recipe, Step
 from headway.core.target import Target
 from headway.hardware.correct import NONE, Correction
@@ -28,6 +29,8 @@ class Space:
     table: ChoiceTable
     policies: Mapping[str, Sequence[Step]]
     fixed: Recipe
+    plug: Callable[[Recipe], Model]
+    """The unmodified model with a recipe's policies."""
 
 
 @dataclass(frozen=True)
@@ -123,11 +126,12 @@ def predict(
 ) -> Candidate:
     """The cheapest allocation within a loss, as a candidate with corrected predictions."""
     picked = table.scaled(corrections.factor).allocate(cost, corrections.limit(loss_limit))
-    predicted = subject.predict(target, table.stored(picked), threads)
+    behaviour = Recipe(tuple(policies))
+    predicted = subject.predict(target, table.stored(picked), threads, space.plug(space.fixed + behaviour))
     loss = table.by_kind(picked)
     metrics = {**corrections.apply(predicted), "quality": corrections.quality(loss)}
     metrics["quality_low"] = metrics["quality"] ** corrections.margin
-    return Candidate(space.fixed + table.recipe(picked) + Recipe(tuple(policies)), metrics, raw_loss=loss)
+    return Candidate(space.fixed + table.recipe(picked) + behaviour, metrics, raw_loss=loss)
 
 
 def rank(candidates: Sequence[Candidate], budget: Budget, objective: Objective) -> list[Candidate]:

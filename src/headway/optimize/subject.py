@@ -47,9 +47,12 @@ class Subject(Protocol):
         ...
 
     def predict(
-        self, target: Target, stored: Mapping[str, tuple[str, float]], threads: int
+        self, target: Target, stored: Mapping[str, tuple[str, float]], threads: int, plugged: Model | None = None
     ) -> Mapping[str, Mapping[str, float]]:
-        """Metric -> its parts (seconds, or bytes by owner) when the sites hold `stored`: site -> (form, bytes)."""
+        """Metric -> its parts (seconds, or bytes by owner) when the sites hold `stored`: site -> (form, bytes).
+
+        plugged: the model with the policies that it would run with.
+        """
         ...
 
     def gradients(self) -> Any:
