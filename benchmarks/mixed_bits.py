@@ -2,8 +2,9 @@
 
     python benchmarks/mixed_bits.py [MODEL]
 
-For each uniform setting the sensitivity pass of the search chooses bits and group size of every matrix so that the
-predicted loss is least within the same bytes; both are measured against the exact original on the same windows.
+For each uniform setting of 3 or 4 bits the sensitivity pass of the search chooses 2 to 5 bits and the group size of
+every matrix so that the predicted loss is least within the same bytes; both are measured against the exact original on
+the same windows.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import replace
 import numpy as np
 
 from headway.core.cache import StepCache
+from headway.core.registry import system
 from headway.core.statistics import perplexity_ratio
 from headway.core.system import Context
 from headway.core.workload import Workload
@@ -22,9 +24,12 @@ from headway.llm import scoring
 from headway.optimize import api
 from headway.optimize.applying import apply_recipe
 from headway.optimize.language_subject import LanguageSubject
-from headway.optimize.losses import make_space
-from headway.optimize.request import Request
+from headway.optimize.losses import choice_table
 from headway.optimize.table import KEEP
+
+UNIFORM = (3, 4)
+MIXED = (2, 3, 4, 5)
+"""Bits that matrices of a mixed recipe may have: wider than the uniform settings, whose ends could not be mixed."""
 
 
 def main(name: str = "smollm2-135m") -> int:
@@ -32,7 +37,8 @@ def main(name: str = "smollm2-135m") -> int:
     model = api.load(name)
     subject = LanguageSubject(model, Workload())
     context = Context(api.machine(), subject.calibration(), StepCache(), threads)
-    table = make_space(subject, context, Request(model, context.target, only=["lut-gemm"], threads=threads)).table
+    options = [{"bits": bits, "group_size": group} for bits in MIXED for group in (32, 64, 128)]
+    table = choice_table(subject, context, [("lut-gemm", system("lut-gemm"), options)])
     body = [row for row, site in enumerate(table.sites) if site.kind == "linear"]
     rows = np.arange(len(table.sites))
     # The head keeps its 8 bits in both; the body may not stay as it is.
@@ -45,7 +51,8 @@ def main(name: str = "smollm2-135m") -> int:
     missed = 0
     print("uniform      bytes      ratio to float   mixed bytes   ratio to float   mixed / uniform [95%]")
     for column, choice in enumerate(table.choices):
-        if choice == KEEP:
+        setting = dict(choice.settings)
+        if choice == KEEP or setting["bits"] not in UNIFORM:
             continue
         uniform = np.array([column if row in body else 0 for row in rows])
         limit = table.total(table.nbytes, uniform)
@@ -55,7 +62,6 @@ def main(name: str = "smollm2-135m") -> int:
         made = [apply_recipe(table.recipe(picked), model, context) for picked in (uniform, mixed)]
         compared = scoring.compare(subject.exact, made, windows)
         ratio = perplexity_ratio(compared[1].candidate, compared[0].candidate, windows=lengths)
-        setting = dict(choice.settings)
         print(
             f"{setting['bits']} bits g{setting['group_size']:<4} {limit / 1e6:6.1f} MB  {1 / compared[0].quality:12.4f}"
             f"   {table.total(table.nbytes, mixed) / 1e6:8.1f} MB  {1 / compared[1].quality:12.4f}"

@@ -65,14 +65,15 @@ def make_space(subject: Subject, context: Context, request: Request) -> Space:
     plug = partial(plug_policies, model=subject.model, context=context)
     plugged = [subject.model, *(plug(Recipe((step,))) for steps in policies.values() for step in steps)]
     context.target = with_attention(context.target, plugged, context.threads, context.progress)
-    table = _table(subject, context, weights)
+    table = choice_table(subject, context, weights)
     context.held.clear()  # every weight is made: H is not needed any more
     return Space(table, policies, request.recipe, plug)
 
 
-def _table(
+def choice_table(
     subject: Subject, context: Context, weights: Sequence[tuple[str, WeightTransform[Any], list[dict[str, Any]]]]
 ) -> ChoiceTable:
+    """What every site may hold: as it is, or made by one of the systems (slug, system, options to try)."""
     model = subject.model
     sites = tuple(model.sites())
     choices = [KEEP]
