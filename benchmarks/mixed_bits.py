@@ -2,9 +2,9 @@
 
     python benchmarks/mixed_bits.py [MODEL]
 
-For each uniform setting of 3 or 4 bits the sensitivity pass of the search chooses 2 to 5 bits and the group size of
-every matrix so that the predicted loss is least within the same bytes; both are measured against the exact original on
-the same windows.
+For each uniform setting of 3 or 4 bits the sensitivity pass of the search gives every matrix 2, 3, 4 or (plain int8)
+8 bits and a group size, so that the predicted loss is least within the same bytes; both are measured against the exact
+original on the same windows.
 """
 
 from __future__ import annotations
@@ -25,11 +25,9 @@ from headway.optimize import api
 from headway.optimize.applying import apply_recipe
 from headway.optimize.language_subject import LanguageSubject
 from headway.optimize.losses import choice_table
-from headway.optimize.table import KEEP
 
 UNIFORM = (3, 4)
-MIXED = (2, 3, 4, 5)
-"""Bits that matrices of a mixed recipe may have: wider than the uniform settings, whose ends could not be mixed."""
+"""Bits of the uniform settings; a mixed recipe may have fewer and more, or the two ends could not be mixed."""
 
 
 def main(name: str = "smollm2-135m") -> int:
@@ -37,8 +35,9 @@ def main(name: str = "smollm2-135m") -> int:
     model = api.load(name)
     subject = LanguageSubject(model, Workload())
     context = Context(api.machine(), subject.calibration(), StepCache(), threads)
-    options = [{"bits": bits, "group_size": group} for bits in MIXED for group in (32, 64, 128)]
-    table = choice_table(subject, context, [("lut-gemm", system("lut-gemm"), options)])
+    looked_up = [{"bits": bits, "group_size": group} for bits in (2, *UNIFORM) for group in (32, 64, 128)]
+    held = [("int8", system("int8"), [{"group_size": 128}]), ("lut-gemm", system("lut-gemm"), looked_up)]
+    table = choice_table(subject, context, held)
     body = [row for row, site in enumerate(table.sites) if site.kind == "linear"]
     rows = np.arange(len(table.sites))
     # The head keeps its 8 bits in both; the body may not stay as it is.
@@ -52,7 +51,7 @@ def main(name: str = "smollm2-135m") -> int:
     print("uniform      bytes      ratio to float   mixed bytes   ratio to float   mixed / uniform [95%]")
     for column, choice in enumerate(table.choices):
         setting = dict(choice.settings)
-        if choice == KEEP or setting["bits"] not in UNIFORM:
+        if setting.get("bits") not in UNIFORM:
             continue
         uniform = np.array([column if row in body else 0 for row in rows])
         limit = table.total(table.nbytes, uniform)

@@ -24,6 +24,7 @@ from headway.core.model import Site
 from headway.core.recipe import Recipe
 from headway.core.target import ComputeRate, MemoryLevel, Target
 from headway.optimize.report import site_bits, write_report
+from headway.optimize.report.metrics import metric
 from headway.optimize.report.reading import run_of, short
 from headway.optimize.report.words import ratio_words, verdict
 
@@ -230,3 +231,29 @@ def test_making_a_report_imports_no_torch(tmp_path: Path) -> None:
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0
+
+
+def test_the_engines_of_a_bench_are_its_candidates() -> None:
+    def row(engine: str, batch: int, speed: float, size: float, quality: float) -> dict[str, Any]:
+        shared = {"engine": engine, "batch": batch, "decode_tok_s": speed, "prefill_tok_s": 9.0 * speed}
+        return {**shared, "size_bytes": size, "quality": quality, "kl": 1 - quality}
+
+    evidence = Evidence("bench", "tiny", {"name": "here"}, 0, 1)
+    evidence.result = {
+        "engines": [
+            row("headway", 1, 500.0, 96e6, 0.99),
+            row("other", 1, 200.0, 96e6, 0.98),
+            row("other:small", 1, 250.0, 60e6, 0.8),
+            row("headway", 8, 2000.0, 96e6, 0.99),
+        ]
+    }
+    run = run_of(evidence, "r0")
+    assert [(one.recipe, one.role) for one in run.candidates] == [
+        ("headway", "front"),
+        ("other", "measured"),
+        ("other:small", "front"),
+    ]
+    assert run.candidates[0].measured["tpot_s"] == pytest.approx(0.002)
+    assert run.candidates[0].measured["batch_8_tok_s"] == 2000.0
+    assert metric("batch_8_tok_s").label == "Batch 8, tokens/s"
+    assert not metric("prefill_tok_s").lower_is_better

@@ -93,6 +93,9 @@ def metric(key: str, unit: str = "") -> Metric:
     label = key.replace("_", " ")
     if unit in ("s", "B"):
         return _time(key, label) if unit == "s" else Metric(key, label, "bytes")
+    if key.endswith("_tok_s"):
+        named = label.removesuffix(" tok s").capitalize()
+        return Metric(key, f"{named}, tokens/s", "rate", lower_is_better=False, better="more", worse="less")
     if key.endswith("_s") and not key.endswith("per_s"):
         return _time(key, label.removesuffix(" s"))
     if key.endswith("_bytes"):

@@ -16,6 +16,7 @@ from headway.core.measure import AGAIN
 from headway.core.recipe import Recipe
 from headway.core.registry import systems
 from headway.core.target import Target
+from headway.optimize.candidate import Candidate, pareto
 from headway.optimize.report.metrics import metric
 from headway.optimize.report.run import Bar, Limit, Ratio, Run, Samples, Shown, SiteBits
 
@@ -31,7 +32,7 @@ def run_of(evidence: core.Evidence, identifier: str, target: Target | None = Non
     """
     result = evidence.result
     winner = _candidate(result.get("winner"))
-    candidates = _candidates(result, _medians(evidence))
+    candidates = _engines(result["engines"]) if "engines" in result else _candidates(result, _medians(evidence))
     best = {**winner.predicted, **winner.measured} if winner else {}
     recipe = Recipe.from_json(evidence.recipe or (result.get("winner") or {}).get("recipe", []))
     card = systems()[evidence.subject].card if evidence.subject in systems() else None
@@ -164,6 +165,30 @@ def _candidates(result: Mapping[str, Any], proven: Mapping[str, float]) -> tuple
                 candidate = replace(candidate, measured={**candidate.measured, **again})
             seen[key if key not in seen else f"winner {key}"] = candidate
     return tuple(seen.values())
+
+
+def _engines(rows: Sequence[Mapping[str, Any]]) -> tuple[Shown, ...]:
+    """The engines of a bench, alone with the machine (the smallest batch); on the front where none beats them."""
+    least = min((row["batch"] for row in rows), default=1)
+    found = []
+    for row in rows:
+        if row["batch"] == least:
+            times = {"tpot_s": 1 / row["decode_tok_s"], "prefill_tok_s": row["prefill_tok_s"]}
+            batched = {
+                f"batch_{other['batch']}_tok_s": other["decode_tok_s"]
+                for other in rows
+                if other["engine"] == row["engine"] and other["batch"] > least
+            }
+            kept = {
+                key: row[key] for key in ("quality", "size_bytes", "kl", "top1_agreement", "perplexity") if key in row
+            }
+            found.append(Candidate(Recipe(), measured={**times, **batched, **kept}))
+    front = {id(candidate) for candidate in pareto(found)}
+    names = [row["engine"] for row in rows if row["batch"] == least]
+    return tuple(
+        Shown(f"c{number}", name, "front" if id(one) in front else "measured", _numbers(one.measured), {})
+        for number, (name, one) in enumerate(zip(names, found, strict=True))
+    )
 
 
 def _limits(budget: Any, best: Mapping[str, float]) -> tuple[Limit, ...]:

@@ -51,9 +51,12 @@ def front(run: Run) -> Markup:
             controls.append(tickbox(run, "predicted", "predictions"))
         if any(limit.metric == "quality" for limit in run.limits):
             controls.append(tickbox(run, "close", "only near the quality limit"))
-        keys = [
+        chosen = [
             ("winner", "winner" if run.met is not False else "nearest"),
             ("baseline", "original"),
+        ]
+        keys = [
+            *(chosen if run.kind != "bench" else []),
             ("front", "on the front"),
             ("measured", "measured, dominated"),
         ]
@@ -71,17 +74,19 @@ def front(run: Run) -> Markup:
             ),
             legend(keys),
         )
+    said = (
+        "Every engine on the same prompt, text and threads, taking turns; quality is against the exact value of the "
+        "weights as they came. Point at one, or choose its row, to see its numbers."
+        if run.kind == "bench"
+        else "Every recipe that was measured here. Point at one, or choose its row, to see its settings and numbers. "
+        f"Times of the original and the {'winner' if run.met is not False else 'nearest'} are of the final run, "
+        "where they were interleaved with each other; the others' are of the search."
+    )
     return card(
         run,
         "front",
-        "What was tried",
-        tag(
-            "p",
-            "Every recipe that was measured here. Point at one, or choose its row, to see its settings and numbers. "
-            f"Times of the original and the {'winner' if run.met is not False else 'nearest'} are of the final run, "
-            "where they were interleaved with each other; the others' are of the search.",
-            class_="small muted",
-        ),
+        "Engines beside each other" if run.kind == "bench" else "What was tried",
+        tag("p", said, class_="small muted"),
         plot,
         tag("div", class_="chosen", aria_live="polite"),
         _candidates(run),
@@ -91,7 +96,10 @@ def front(run: Run) -> Markup:
 def _candidates(run: Run) -> Markup:
     known = [key for key in run.metrics() if any(key in candidate.measured for candidate in run.candidates)]
     keys = sorted(known, key=lambda key: (key != "quality", key != run.objective))
-    columns = head(["Recipe", *(metric(key).label for key in keys)], right=range(1, len(keys) + 1))
+    columns = head(
+        ["Engine" if run.kind == "bench" else "Recipe", *(metric(key).label for key in keys)],
+        right=range(1, len(keys) + 1),
+    )
     order = {role: place for place, role in enumerate(("winner", "baseline", "front", "measured", "predicted"))}
     objective = run.objective or (keys[0] if keys else "")
     ranked = sorted(
