@@ -35,7 +35,8 @@ def test_engines_are_timed_in_one_run(tiny: Path, capsys: pytest.CaptureFixture[
         ("torch", 2),
     ]
     assert all(row["decode_tok_s"] > 0 and row["prefill_tok_s"] > 0 and row["samples"] for row in rows)
-    assert {series["arm"] for series in document["evidence"]["series"]} == {"headway", "again", "torch"}
+    assert {series["arm"] for series in document["evidence"]["series"]} == {"headway", "again", "torch", "plain read"}
+    assert ["read_share" in row for row in rows] == [True, False, False, False]
     assert Ledger.open().all("tiny", "bench") or Ledger.open().all(experiment="bench")
     exact = {row["engine"]: row["quality"] for row in rows}
     assert exact["torch"] == pytest.approx(1.0, abs=1e-4) and 0.9 < exact["headway"] < 1.1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,10 +21,13 @@ from headway.llm import scoring
 from headway.llm.language_model import LanguageModel
 from headway.llm.scoring import I64
 from headway.optimize.engines import DECODED, Engine, HeadwayEngine, check, peers
+from headway.optimize.engines.base import Repeat
 
 ROUNDS = 15
 SETTLE_S = 0.02
 """Pause before each sample: OpenMP's threads spin for some milliseconds after their work is done."""
+READ, READ_SHARE = "plain read", "read_share"
+"""An arm that only reads the weights, and what share of its rate decoding alone reaches."""
 WINDOW = 512
 WINDOWS = 12
 
@@ -83,11 +86,18 @@ class _Run:
     progress: Progress
     found: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def timed(self, what: str, units: int, make: Callable[[Engine], Callable[[], object]], rounds: int) -> Timing:
+    def timed(
+        self,
+        what: str,
+        units: int,
+        make: Callable[[Engine], Repeat],
+        rounds: int,
+        besides: Mapping[str, Repeat] | None = None,
+    ) -> Timing:
         with ExitStack() as stack, self.progress.task(f"timing {what}", rounds) as task:
             calls = {engine.name: make(stack.enter_context(closing(engine))) for engine in self.engines}
             timing = compare(
-                calls,
+                {**calls, **(besides or {})},
                 rounds=rounds,
                 seed=self.seed,
                 settle_s=SETTLE_S,
@@ -136,7 +146,8 @@ def bench(
     load, original = load or Load(), original or model
     check(against)
     load.check(model)
-    engines: list[Engine] = [HeadwayEngine(model), *peers(against, original, threads)]
+    ours = HeadwayEngine(model.with_runtime("native", threads))
+    engines: list[Engine] = [ours, *peers(against, original, threads)]
     evidence = Evidence.begin("bench", model.name, target, seed, threads)
     evidence.model = {"name": model.name, "fingerprint": model.fingerprint()}
     run = _Run(engines, evidence, seed, rounds, progress or Progress())
@@ -157,7 +168,9 @@ def bench(
             DECODED * batch,
             lambda e, batch=batch: e.decode(tokens, batch, load.context),
             max(rounds, -(-load.decode // DECODED)),
+            {READ: ours.read()} if batch == 1 else {},
         )
+        share = {READ_SHARE: wrote.median_s(READ) / wrote.median_s("headway")} if batch == 1 else {}
         rows += [
             {
                 "engine": engine.name,
@@ -171,6 +184,7 @@ def bench(
                 "context": load.context,
                 "samples": [DECODED * batch / seconds for seconds in wrote.samples[engine.name]],
                 **qualities.get(engine.name, {}),
+                **(share if engine.name == "headway" else {}),
             }
             for engine in engines
         ]

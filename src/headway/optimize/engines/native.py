@@ -42,6 +42,15 @@ class HeadwayEngine:
 
         return repeat
 
+    def read(self) -> Repeat:
+        """Every weight read plainly as often as `decode` reads it: no kernel is faster."""
+
+        def repeat() -> None:
+            for _ in range(DECODED):
+                self.runtime.model.read(self.model.threads)
+
+        return repeat
+
     def predictions(self, part: I64) -> Iterator[tuple[int, F32]]:
         return scoring.predictor(self.model)(part)
 
