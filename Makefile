@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.headway-installed
 
-.PHONY: setup optimize test nightly native lint docs results wheel clean
+.PHONY: setup optimize test nightly native lint docs results performance wheel clean
 
 setup: $(STAMP)
 
@@ -30,6 +30,17 @@ docs: setup
 results: optimize
 	$(BIN)/headway bench smollm2-135m --against torch --batch 1,4,8
 	-$(BIN)/headway prove --all
+	$(BIN)/python scripts/results
+
+# Beside llama.cpp (built from source, some minutes) and torch in bfloat16; then the tables of docs/performance.md.
+performance: setup
+	$(BIN)/pip install -q llama-cpp-python
+	for model in smollm2-135m gemma3-270m; do for threads in 1 2; do \
+	$(BIN)/headway bench $$model --threads $$threads --against llama.cpp,torch:bf16 --batch 1,2,4,8 && \
+	$(BIN)/headway bench $$model --threads $$threads --against llama.cpp --context 4096 && \
+	$(BIN)/headway bench $$model --threads $$threads --against llama.cpp --context 4096 --recipe kv-int8 || exit 1; \
+	done; done
+	$(BIN)/headway bench smollm2-135m --against llama.cpp:all
 	$(BIN)/python scripts/results
 
 wheel: setup

@@ -3,8 +3,8 @@
     python benchmarks/mixed_bits.py [MODEL]
 
 For each uniform setting of 3 or 4 bits the sensitivity pass of the search gives every matrix 2, 3, 4 or (plain int8)
-8 bits and a group size, or leaves it as it is, so that the predicted loss is least within the same bytes; both are measured against the exact
-original on the same windows.
+8 bits and a group size, or leaves it as it is, so that the predicted loss is least within the same bytes; both are
+measured against the exact original on the same windows.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from headway.core.errors import BadInput
 
 def command(
     model: Annotated[str, typer.Argument(help="MODEL: a language model.")],
-    recipe: Annotated[str, typer.Option("--recipe", help="Systems to apply first.")] = "",
+    recipe: Annotated[str | None, typer.Option("--recipe", help="Systems to apply first.")] = None,
     against: Annotated[
         str,
         typer.Option(
@@ -38,6 +38,7 @@ def command(
 ) -> int:
     """Measure prefill and decode tokens/s of MODEL (with a recipe), and of peers, taking turns."""
     from headway.core.ledger import Ledger
+    from headway.core.recipe import Recipe
     from headway.core.workload import split_text
     from headway.optimize import api, engines
     from headway.optimize.bench import Load, bench
@@ -55,11 +56,12 @@ def command(
     engines.check(peers)
     load = Load(prefill, decode, batches, context, split_text(text).heldout if text else "", windows)
     api.use_threads(session.threads)
+    fixed = api.read_steps(recipe) if recipe is not None else Recipe()
     original = as_language(api.load(model))
     load.check(original)
     made = original
-    if recipe:
-        made = as_language(api.apply(recipe, original, threads=session.threads, seed=seed, progress=session.progress))
+    if fixed.steps:
+        made = as_language(api.apply(fixed, original, threads=session.threads, seed=seed, progress=session.progress))
     result = bench(
         made,
         api.machine(session.progress),
@@ -70,6 +72,7 @@ def command(
         seed=seed,
         progress=session.progress,
     )
+    result.evidence.recipe = fixed.as_json()
     Ledger.open().append(result.evidence)
     if output is not None:
         write_report(output, [result.evidence])
