@@ -11,12 +11,15 @@ from pathlib import Path
 import pytest
 
 from headway.cli.main import VERBS, main
+from headway.core.errors import BadInput
 from headway.core.evidence import Evidence
 from headway.core.ledger import Ledger
 from headway.core.registry import systems
 from headway.hardware import probe
 from headway.hardware.machine import read_machine
 from headway.optimize import api
+from headway.optimize.report import write_report
+from headway.optimize.request import check_output
 
 
 @pytest.mark.parametrize(
@@ -194,3 +197,25 @@ def test_probe_answers_in_json_and_for_people(
     assert json.loads((tmp_path / "target.json").read_text())["fingerprint"] == document["fingerprint"]
     assert main(["probe", "--quick"]) == 0
     assert "DRAM" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("wanted", ["sse9", "AVX2"])
+def test_an_unknown_instruction_set_is_one_line(wanted: str) -> None:
+    code = "import sys; from headway.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "bench", "smollm2-135m"],
+        env={**os.environ, "HEADWAY_ISA": wanted},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr == f"headway: HEADWAY_ISA={wanted} is no instruction set; use avx512, avx2 or portable\n"
+
+
+def test_a_file_beside_the_artifact_is_not_taken_for_its_report(tmp_path: Path) -> None:
+    (tmp_path / "out.html").write_text("precious")
+    with pytest.raises(BadInput, match="is no report"):
+        check_output(tmp_path / "out")
+    write_report(tmp_path / "out.html", [Evidence("bench", "tiny", {"name": "here"}, 0, 1)])
+    check_output(tmp_path / "out")

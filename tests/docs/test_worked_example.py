@@ -48,6 +48,15 @@ def test_its_own_test_passes(installed: Path) -> None:
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
 
 
+def test_it_passes_lint(installed: Path) -> None:
+    config = ["--config", str(DOCS.parent / "pyproject.toml")]
+    for words in (["check"], ["format", "--check"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *words, *config, str(installed)], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout
+
+
 def test_the_verbs_find_it(installed: Path) -> None:
     code = "import sys; from headway.cli.main import main; sys.exit(main(sys.argv[1:]))"
     listed = python(installed, "-c", code, "systems", "--json")

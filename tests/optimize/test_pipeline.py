@@ -180,3 +180,30 @@ def test_an_output_that_is_no_artifact_is_never_replaced(tiny: Path, tmp_path: P
     with pytest.raises(BadInput, match="no artifact"):
         run(tiny, "", output=tmp_path / "mine")
     assert (tmp_path / "mine" / "file").read_text() == "precious"
+
+
+def test_a_head_of_its_own_leaves_the_embedding_alone(tmp_path: Path) -> None:
+    folder = TinyFolder(tmp_path / "untied")
+    folder.config["tie_word_embeddings"] = False
+    rng = np.random.default_rng(1)
+    folder.tensors["lm_head.weight"] = rng.normal(0, 0.3, folder.tensors["model.embed_tokens.weight"].shape).astype(
+        "f4"
+    )
+    folder.write()
+    result = run(folder.path, "quality>=0.8", only=["lut-gemm"])
+    assert result.met
+    assert result.model.weight("embedding") is not None
+    given = headway.apply('lut-gemm(only="embedding", bits=4)', str(folder.path), text=_text(tmp_path), threads=1)
+    assert given.weight("embedding").form != headway.load(str(folder.path)).weight("embedding").form
+
+
+def test_a_run_out_of_time_measures_one_candidate_and_proves(tiny: Path) -> None:
+    result = run(tiny, "quality>=0.5", time_s=0.01)
+    assert len(result.candidates) == 2
+    assert result.met
+
+
+def _text(folder: Path) -> Path:
+    path = folder / "text.txt"
+    path.write_text(" ".join(np.random.default_rng(0).choice(WORDS.split(), 20000)))
+    return path

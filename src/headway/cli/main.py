@@ -91,6 +91,11 @@ def _run(verb: str, words: list[str]) -> int:
         said = " ".join(str(error).split())[:300] or type(error).__name__
         print(f"headway: {verb}: {said}; check what was given, or see where with -v", file=sys.stderr)
         return 3 if isinstance(error, MemoryError) else 2
+    except RuntimeError as error:
+        if not str(error).startswith("HEADWAY_ISA="):
+            raise
+        print(f"headway: {error}", file=sys.stderr)
+        return 3 if "this machine has only" in str(error) else 2
 
 
 def _call(verb: str, words: list[str]) -> int:

@@ -25,6 +25,8 @@ from headway.core.errors import BadFile, BadInput, HeadwayError, Lacking
 from headway.core.jsontext import json_text, parse_json
 
 CHUNK = 1 << 20
+TEMPORARY = ".tmp-"
+"""Within the name of a file until it is whole."""
 STALE_S = 60.0
 """A temporary name younger than this is never swept, whoever holds it."""
 
@@ -46,7 +48,8 @@ _WRONG_PATH = {
 
 def explain(error: OSError, path: str | Path) -> HeadwayError:
     """The error a user can act on for an `OSError` met while working on `path`."""
-    where = error.filename if isinstance(error.filename, str) else path
+    named = error.filename if isinstance(error.filename, str) else str(path)
+    where = path if TEMPORARY in named else named
     reason = os.strerror(error.errno) if error.errno else str(error)
     if error.errno in _NO_SPACE:
         return Lacking(f"{path}: {reason}", "free disk space there or choose another folder")
@@ -124,7 +127,7 @@ def _fsync_folder(path: Path) -> None:
 
 
 def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.tmp-{secrets.token_hex(6)}")
+    return path.with_name(f".{path.name}{TEMPORARY}{secrets.token_hex(6)}")
 
 
 def sweep(folder: Path, name: str = "", older_than_s: float = STALE_S) -> int:
@@ -133,7 +136,7 @@ def sweep(folder: Path, name: str = "", older_than_s: float = STALE_S) -> int:
     A writer holds a lock on its temporary for as long as it lives, so a name whose lock can be taken is nobody's.
     """
     removed = 0
-    for left in folder.glob(f".{glob_escape(name) or '*'}.tmp-*"):
+    for left in folder.glob(f".{glob_escape(name) or '*'}{TEMPORARY}*"):
         with suppress(OSError):
             descriptor = os.open(left, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:

@@ -10,6 +10,8 @@ different sites add up; one factor learned from measured candidates corrects wha
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
@@ -40,8 +42,11 @@ COPIED = 1e-12
 """Relative error below which a choice counts as lossless."""
 
 
-def make_space(subject: Subject, context: Context, request: Request) -> Space:
-    """What applies to this model on this machine and does not clash with the fixed part of the recipe."""
+def make_space(subject: Subject, context: Context, request: Request, until: float = math.inf) -> Space:
+    """What applies to this model on this machine and does not clash with the fixed part of the recipe.
+
+    until: by the monotonic clock; afterwards a system's further options are left out.
+    """
     fixed = {SLOTS[found.slot].name for found in (systems()[step.system].card for step in request.recipe.steps)}
     weights: list[tuple[str, WeightTransform[Any], list[dict[str, Any]]]] = []
     policies: dict[str, list[Step]] = {}
@@ -65,49 +70,47 @@ def make_space(subject: Subject, context: Context, request: Request) -> Space:
     plug = partial(plug_policies, model=subject.model, context=context)
     plugged = [subject.model, *(plug(Recipe((step,))) for steps in policies.values() for step in steps)]
     context.target = with_attention(context.target, plugged, context.threads, context.progress)
-    table = choice_table(subject, context, weights)
+    table = choice_table(subject, context, weights, until)
     context.held.clear()  # every weight is made: H is not needed any more
     return Space(table, policies, request.recipe, plug)
 
 
 def choice_table(
-    subject: Subject, context: Context, weights: Sequence[tuple[str, WeightTransform[Any], list[dict[str, Any]]]]
+    subject: Subject,
+    context: Context,
+    weights: Sequence[tuple[str, WeightTransform[Any], list[dict[str, Any]]]],
+    until: float = math.inf,
 ) -> ChoiceTable:
     """What every site may hold: as it is, or made by one of the systems (slug, system, options to try)."""
     model = subject.model
     sites = tuple(model.sites())
-    choices = [KEEP]
-    for slug, _, options in weights:
-        choices += [Choice(slug, tuple(sorted(option.items()))) for option in options]
-    shape = (len(sites), len(choices))
-    loss, nbytes, seconds = np.zeros(shape), np.zeros(shape), np.zeros(shape)
-    forms = [[""] * len(choices) for _ in sites]
-    loss[:, 1:] = np.inf
-
-    def cost(row: int, column: int, form: str, size: float) -> None:
-        nbytes[row, column] = size
-        seconds[row, column] = subject.site_seconds(context.target, sites[row], form, size, context.threads)
-        forms[row][column] = form
-
+    choices, losses = [KEEP], [dict.fromkeys((site.name for site in sites), 0.0)]
+    held: list[Mapping[str, Weight]] = [{site.name: model.weight(site.name) for site in sites}]
     moments = Moments(model, context)
-    column = 0
-    held = [{site.name: model.weight(site.name) for site in sites}]
     for slug, system, options in weights:
         for option in options:
-            column += 1
+            if time.monotonic() > until and choices[-1].system == slug:
+                break
             settings = system.settings.parse({**option, "only": ["*"]}, slug)
             taken = [site for site in sites if system.taken(settings, [site])]
             made = system.weights(model, settings, context, taken)
+            choices.append(Choice(slug, tuple(sorted(option.items()))))
             held.append(made)
-            losses = moments.losses(made, slug, system.version, option)
-            for row, site in enumerate(sites):
-                loss[row, column] = losses.get(site.name, np.inf)
+            losses.append(moments.losses(made, slug, system.version, option))
     context.target = calibrated(context.target, held, context.threads, context.progress)
-    for column, weights_of in enumerate(held):
-        for row, site in enumerate(sites):
-            weight = weights_of.get(site.name, held[0][site.name])
-            cost(row, column, weight.form, float(weight.nbytes))
-    return ChoiceTable(sites, tuple(choices), loss, nbytes, seconds, tuple(tuple(row) for row in forms))
+    stored = [[weights_of.get(site.name, held[0][site.name]) for weights_of in held] for site in sites]
+    seconds = [
+        [subject.site_seconds(context.target, site, w.form, float(w.nbytes), context.threads) for w in row]
+        for site, row in zip(sites, stored, strict=True)
+    ]
+    return ChoiceTable(
+        sites,
+        tuple(choices),
+        np.array([[found.get(site.name, np.inf) for found in losses] for site in sites]),
+        np.array([[float(weight.nbytes) for weight in row] for row in stored]),
+        np.array(seconds),
+        tuple(tuple(weight.form for weight in row) for row in stored),
+    )
 
 
 class Moments:

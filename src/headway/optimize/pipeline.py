@@ -36,6 +36,10 @@ SURVIVORS = 3
 WORTH = 0.01
 """A proposal is worth a round when it is predicted to better the best so far by this share."""
 ROUNDS = 4
+SPACE = 0.5
+"""Share of the time that is left for measuring when no further options are tried."""
+TIMING = 0.05
+"""Share of the time that one interleaved timing may take, and half as much again for each arm."""
 PROOF_ROUNDS = 40
 LEAST_LOSS = 1e-3
 """-ln quality below which a candidate says nothing of the losses predicted."""
@@ -45,7 +49,7 @@ def optimize(request: Request) -> Result:
     """Bring the model under the budget; `Result.met` says whether it could be."""
     search = Search.begin(request)
     baseline = search.measure([Candidate(UNMODIFIED)])[0]
-    space = make_space(search.subject, search.context, request)
+    space = make_space(search.subject, search.context, request, search.deadline - SPACE * request.time_s)
     search.learn()
     search.explore(space)
     while search.goes_on():
@@ -95,14 +99,22 @@ class Search:
         )
         deadline = time.monotonic() + request.time_s
         corrections = Corrections(power=subject.loss_power)
-        return cls(request, subject, context, Bench(subject, context), deadline, corrections=corrections)
+        bench = Bench(subject, context, metrics_limit_s=min(Bench.metrics_limit_s, TIMING * request.time_s))
+        return cls(request, subject, context, bench, deadline, corrections=corrections)
+
+    @property
+    def late(self) -> bool:
+        """Whether the time is up: the round in progress measures one candidate, and the best of all is proven."""
+        return time.monotonic() > self.deadline
 
     def goes_on(self) -> bool:
         """Whether there are rounds and time left; one round is always had."""
-        return not self.rounds or (self.rounds < ROUNDS and time.monotonic() < self.deadline)
+        return not self.rounds or (self.rounds < ROUNDS and not self.late)
 
     def explore(self, space: Space) -> None:
         """Score a ladder of recipes on little data, to learn what a predicted loss costs in quality here."""
+        if self.late:
+            return
         units = max(1, self.subject.units("search") // 4)
         ladder = spread(self._propose(space), EXPLORED, self.request)
         self._learn_loss(self._score(ladder, units, "exploring: "))
@@ -155,6 +167,8 @@ class Search:
         units = max(1, self.subject.units("search") // 4)
         alive = list(proposals)
         while True:
+            if self.late:
+                return spread(alive, 1, self.request)
             scored = self._score(alive, units)
             self._learn_loss(scored)
             keep = max(SURVIVORS, math.ceil(len(scored) / 2))

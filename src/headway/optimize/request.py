@@ -16,6 +16,7 @@ from headway.core.registry import entry, systems
 from headway.core.target import Target
 from headway.core.workload import Workload
 from headway.optimize.applying import calibrates, prepared
+from headway.optimize.report import is_report
 
 MEASURED = {
     "language": ("tpot_s", "ttft_s", "throughput_tok_s", "kl", "top1_agreement"),
@@ -114,8 +115,8 @@ def check_output(folder: Path) -> None:
             raise BadInput(f"{folder} exists and is no artifact", mend)
     parent = folder.absolute().parent
     report = parent / f"{folder.name}.html"
-    if report.is_dir():
-        raise BadInput(f"{report}, where the report goes, is a folder", mend)
+    if report.exists() and not is_report(report):
+        raise BadInput(f"{report}, where the report goes, is there and is no report", mend)
     check_writable(parent, mend)
 
 

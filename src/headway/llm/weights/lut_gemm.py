@@ -80,7 +80,9 @@ class LutGemmSettings(WeightSettings):
         description="rows of activations from which tiles are expanded to integers and multiplied densely; 0 = never "
         "(results do not depend on the batch); unset = measured here when applied, and kept with the weight",
     )
-    calib_tokens: int = Field(16384, ge=1, description="tokens (samples, without tokens) of calibration that are used")
+    calib_tokens: int = Field(
+        16384, ge=1, le=1 << 24, description="tokens (samples, without tokens) of calibration that are used"
+    )
 
 
 class LutGemm(WeightTransform[LutGemmSettings]):

@@ -33,7 +33,7 @@ FILE, KEY = "weight.safetensors", "weight"
 class Matrix:
     """One site's work: its float value w (out, in) and, where the system calibrates, H (in, in) of `calibration`.
 
-    `held` is the weight now in the site, whose exact value w is.
+    An embedding has no H. `held` is the weight now in the site, whose exact value w is.
     """
 
     site: Site
@@ -87,8 +87,10 @@ class WeightTransform(Transform[S]):
         loading = Lock()
 
         def build(site: Site) -> Weight:
-            with loading:  # H is large, and not needed when every weight is in the cache
-                found = calibration.hessians(model, context, [site])[site.name] if calibrated else None
+            found = None  # an embedding looks rows up: its inputs are no columns to weigh
+            if calibrated and site.kind != "embedding":
+                with loading:  # H is large, and not needed when every weight is in the cache
+                    found = calibration.hessians(model, context, [site])[site.name]
             held = model.weight(site.name)
             return self.make(Matrix(site, held.dequantize(), found, held), settings)
 

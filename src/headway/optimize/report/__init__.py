@@ -9,10 +9,10 @@ from headway.core.errors import BadInput
 from headway.core.evidence import Evidence
 from headway.core.files import atomic_write_text, state_folder
 from headway.core.target import Target
-from headway.optimize.report.page import page
+from headway.optimize.report.page import GENERATOR, page
 from headway.optimize.report.reading import run_of, site_bits
 
-__all__ = ["site_bits", "write_report"]
+__all__ = ["is_report", "site_bits", "write_report"]
 
 
 def write_report(
@@ -32,6 +32,14 @@ def write_report(
     ]
     atomic_write_text(path, page(runs, [evidence.to_json() for evidence in evidences]))
     return Path(path)
+
+
+def is_report(path: Path) -> bool:
+    """Whether a file is a report, which a new one may replace."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return GENERATOR.encode() in file.read(1 << 16)
 
 
 def _target(fingerprint: str, targets: Mapping[str, Target] | None) -> Target | None:

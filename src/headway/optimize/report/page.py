@@ -20,6 +20,8 @@ from headway.optimize.report.words import headline, verdict
 SCRIPTS = ("vendor/vega.min.js", "vendor/vega-lite.min.js", "vendor/vega-embed.min.js", "report.js")
 SPECS = ("front", "spread", "order", "ratios", "bits", "accuracy")
 LICENCES = ("NOTICE", "LICENSE.vega")
+GENERATOR = "headway-report"
+"""By which a file is known to be a report."""
 
 
 def page(runs: Sequence[Run], evidence: Sequence[Any] = ()) -> str:
@@ -33,7 +35,7 @@ def page(runs: Sequence[Run], evidence: Sequence[Any] = ()) -> str:
         tag("meta", http_equiv="Content-Security-Policy", content=policy(scripts)),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="referrer", content="no-referrer"),
-        tag("meta", name="generator", content=f"headway {__version__}"),
+        tag("meta", name="generator", content=f"{GENERATOR} {__version__}"),
         tag("title", f"{title} – Headway report"),
         tag("link", rel="icon", href=icons.FAVICON),
         tag("style", Markup(_file("report.css"))),
