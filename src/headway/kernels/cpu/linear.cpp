@@ -15,7 +15,8 @@ int64_t tiles_per_task(const Weight& weight, int64_t rows, bool exact, int lanes
   if (rows > 4 || exact) budget /= 4;
   const auto by_bytes = int64_t(budget / tile_bytes);
   const int64_t by_share = weight.tiles() / (2 * lanes);  // never so large that a lane has no second task
-  return std::max<int64_t>(1, std::min(by_bytes, by_share));
+  const int64_t tiles = std::max<int64_t>(1, std::min(by_bytes, by_share));
+  return std::min(std::max<int64_t>(1, weight.tiles() / lanes), round_up(tiles, weight.tiles_together()));
 }
 
 void build(Pool::Session& session, Acts& acts, const FormSpec& spec) {
@@ -46,7 +47,7 @@ void multiply(Pool::Session& session, Acts& acts, const Product* products, int c
   for (int i = 0; i < count; ++i) {
     const Weight& weight = *products[i].weight;
     if (exact) {
-      need = std::max(need, Weight::exact_scratch_bytes());
+      need = std::max(need, std::max(Weight::exact_scratch_bytes(), weight.scratch_bytes(acts.rows())));
     } else {
       need = std::max(need, weight.scratch_bytes(acts.rows()));
       if (const FormSpec* form = weight.form(acts.rows())) build(session, acts, *form);

@@ -93,6 +93,9 @@ class Weight {
   // The form `matmul` reads when x has `rows` rows; null: float32 as they are.
   virtual const FormSpec* form(int64_t rows) const = 0;
 
+  // Tiles that are best multiplied in one call, where the matrix has that many for every thread.
+  virtual int64_t tiles_together() const { return 1; }
+
   // Scratch bytes that one thread needs inside `matmul` (64-byte aligned when it comes).
   virtual size_t scratch_bytes(int64_t rows) const { (void)rows; return 0; }
 
