@@ -109,6 +109,15 @@ nb::object unpack(const NativeWeight& weight) {
   return nb::cast(nb::ndarray<nb::numpy, uint16_t>(data, {size_t(w.out()), size_t(w.in())}, owner));
 }
 
+// The code, and sign and mantissa, where the weight keeps them: views that hold on to it.
+nb::object views(nb::handle_t<NativeWeight> weight) {
+  const Dfloat11Weight& w = coded(*nb::inst_ptr<NativeWeight>(weight));
+  const auto view = [&](const uint8_t* data, int64_t n) {
+    return nb::cast(nb::ndarray<nb::numpy, const uint8_t>(data, {size_t(n)}, weight));
+  };
+  return nb::make_tuple(view(w.code(), w.code_bytes()), view(w.sign_mantissa(0), w.out() * w.in()));
+}
+
 // Seconds of each pass over all weights, every tile expanded into a buffer of its thread. `luts`: tables of the
 // format, (rows, 256) per weight, for decoding one symbol at a time instead; none: the kernel.
 nb::object time_expand(const std::vector<NativeWeight>& weights, int passes, int threads,
@@ -155,6 +164,7 @@ void bind(nb::module_& m) {
   m.def("dfloat11_encode", &encoded, "values"_a, "lengths"_a);
   m.def("pack_dfloat11", &pack, "code"_a, "sign_mantissa"_a, "gaps"_a, "positions"_a, "lengths"_a, "out"_a, "columns"_a);
   m.def("dfloat11_unpack", &unpack, "weight"_a);
+  m.def("dfloat11_views", &views, "weight"_a);
   m.def("dfloat11_time", &time_expand, "weights"_a, "passes"_a, "threads"_a, "luts"_a);
   m.def("dfloat11_level", [] { return level().name; });
   m.def("dfloat11_expanded", [] { return Dfloat11Weight::expanded.load(); });

@@ -98,7 +98,7 @@ uint64_t Stored::gap(int64_t chunk) const {
 }
 
 Dfloat11Weight::Dfloat11Weight(const Stored& stored, std::shared_ptr<const Tables> tables)
-    : Weight(stored.out, stored.in), tables_(std::move(tables)) {
+    : Weight(stored.out, stored.in), tables_(std::move(tables)), code_bytes_(stored.code_bytes) {
   const int64_t second = round_up(stored.code_bytes + kSlack, 64);
   const int64_t third = second + round_up(stored.weights() + kSlack, 64);
   packed_ = Buffer(size_t(third) + size_t(tiles()) * sizeof(uint64_t), Owner::weights);

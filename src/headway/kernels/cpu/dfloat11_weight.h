@@ -57,17 +57,18 @@ class Dfloat11Weight final : public Weight {
   // The whole matrix row by row, out x in bfloat16 bits.
   void unpack(uint16_t* to) const;
 
-  const Tables& tables() const { return *tables_; }
+  const uint8_t* code() const { return packed_.as<uint8_t>(); }
+  int64_t code_bytes() const { return code_bytes_; }
+  const uint8_t* sign_mantissa(int64_t tile) const { return sign_mantissa_ + tile * kTile * in(); }
   static std::atomic<uint64_t> expanded;  // tiles expanded in this process: what shows that the kernel ran
 
  private:
   int64_t rows_of(int64_t tile) const { return out() - tile * kTile < kTile ? out() - tile * kTile : kTile; }
-  const uint8_t* code() const { return packed_.as<uint8_t>(); }
-  const uint8_t* sign_mantissa(int64_t tile) const { return sign_mantissa_ + tile * kTile * in(); }
   void find_tiles(const Stored& stored);
   template <class F> void walk(int64_t tile, int64_t end, F&& f) const;
 
   std::shared_ptr<const Tables> tables_;
+  int64_t code_bytes_;
   Buffer packed_;  // code, then sign and mantissa, then the first bit of each tile
   const uint8_t* sign_mantissa_ = nullptr;
   uint64_t* starts_ = nullptr;

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headway.core.errors import BadFile, BadInput
+from headway.core.pages import release
 from headway.core.weight import F32
 from headway.llm.weights.base import Array, StoredWeight, frozen, register_form
 from headway.llm.weights.dense import from_bf16
@@ -121,10 +122,16 @@ class CodedWeight(StoredWeight):
             raise _damaged(self.group, "code", 0, str(error)) from None
 
     def _pack(self) -> Any:
-        if not self.resident:
-            return self._coded()
         from headway.kernels import cpu
         from headway.kernels.cpu import _cpu
+
+        if not self.resident:
+            packed = self._coded()
+            kept = zip(("code", "sign_mantissa"), _cpu.dfloat11_views(packed), strict=True)
+            for name, view in kept:  # one copy is enough: these are the same bytes in native memory
+                release(self._stored[name])
+                self._stored[name] = frozen(view)
+            return packed
 
         return cpu.pack_dense(_cpu.dfloat11_unpack(self._coded()))
 
