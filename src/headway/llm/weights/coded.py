@@ -40,7 +40,9 @@ class CodedWeight(StoredWeight):
         from headway.kernels.cpu import _cpu
 
         if values.ndim != 2 or not values.size or values.size >= 1 << 32:
-            raise BadInput(f"a matrix of shape {values.shape} cannot be coded", "it has 2 axes and 1 to 2^32 - 1 weights")
+            raise BadInput(
+                f"a matrix of shape {values.shape} cannot be coded", "it has 2 axes and 1 to 2^32 - 1 weights"
+            )
         made = _cpu.dfloat11_encode(np.ascontiguousarray(values), np.ascontiguousarray(lengths, np.uint8))
         stored = dict(zip(ARRAYS, made, strict=False))
         self._set({**stored, "codebook": pack_lengths(lengths)}, values.shape, group, resident)
@@ -144,4 +146,6 @@ def _crc32(arrays: Mapping[str, Array]) -> int:
 
 
 def _damaged(group: str, array: str, offset: int, rule: str) -> BadFile:
-    return BadFile(f"dfloat11 group {group or '(one matrix)'}, {array}", offset, rule, "save or fetch the artifact again")
+    return BadFile(
+        f"dfloat11 group {group or '(one matrix)'}, {array}", offset, rule, "save or fetch the artifact again"
+    )
