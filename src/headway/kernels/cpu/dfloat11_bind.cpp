@@ -118,24 +118,27 @@ nb::object views(nb::handle_t<NativeWeight> weight) {
   return nb::make_tuple(view(w.code(), w.code_bytes()), view(w.sign_mantissa(0), w.out() * w.in()));
 }
 
-// Seconds of each pass over all weights, every tile expanded into a buffer of its thread. `luts`: tables of the
-// format, (rows, 256) per weight, for decoding one symbol at a time instead; none: the kernel.
-nb::object time_expand(const std::vector<NativeWeight>& weights, int passes, int threads,
+// Seconds of each group of weights, (passes, groups): the groups in turn, every tile expanded into a buffer of its
+// thread. `luts`: tables of the format, (rows, 256) per group, for decoding one symbol at a time instead; none: the
+// kernel.
+nb::object time_expand(const std::vector<std::vector<NativeWeight>>& groups, int passes, int threads,
                        const std::vector<Array<uint8_t, 2>>& luts) {
   using Clock = std::chrono::steady_clock;
-  check(!weights.empty() && (luts.empty() || luts.size() == weights.size()), "give weights, and tables for all or none");
+  check(!groups.empty() && (luts.empty() || luts.size() == groups.size()), "give weights, and tables for all or none");
   struct Task {
     const Dfloat11Weight* weight;
     int64_t tile, n;
-    size_t index;
   };
-  std::vector<Task> tasks;
+  std::vector<std::vector<Task>> tasks;
   size_t need = 64;
-  for (size_t i = 0; i < weights.size(); ++i) {
-    const Dfloat11Weight& w = coded(weights[i]);
-    need = std::max(need, w.scratch_bytes(1));
-    for (int64_t tile = 0; tile < w.tiles(); tile += kChains)
-      tasks.push_back({&w, tile, std::min<int64_t>(kChains, w.tiles() - tile), i});
+  for (const std::vector<NativeWeight>& group : groups) {
+    tasks.emplace_back();
+    for (const NativeWeight& weight : group) {
+      const Dfloat11Weight& w = coded(weight);
+      need = std::max(need, w.scratch_bytes(1));
+      for (int64_t tile = 0; tile < w.tiles(); tile += kChains)
+        tasks.back().push_back({&w, tile, std::min<int64_t>(kChains, w.tiles() - tile)});
+    }
   }
   std::vector<double> seconds;
   {
@@ -143,20 +146,23 @@ nb::object time_expand(const std::vector<NativeWeight>& weights, int passes, int
     Pool::Session session(threads);
     LaneScratch scratch;
     scratch.reserve(session.lanes(), need);
-    for (int pass = 0; pass < passes; ++pass) {
-      const Clock::time_point start = Clock::now();
-      session.run(int64_t(tasks.size()), [&](int64_t at, int lane) {
-        const Task& task = tasks[size_t(at)];
-        if (luts.empty()) return task.weight->expand_tiles(task.tile, task.n, scratch.at(lane));
-        const Array<uint8_t, 2>& table = luts[task.index];
-        for (int64_t i = 0; i < task.n; ++i)
-          task.weight->expand_plainly(task.tile + i, table.data(), int64_t(table.shape(0)),
-                                      static_cast<uint16_t*>(scratch.at(lane)));
-      });
-      seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count());
-    }
+    for (int pass = 0; pass < passes; ++pass)
+      for (size_t g = 0; g < groups.size(); ++g) {
+        const Clock::time_point start = Clock::now();
+        session.run(int64_t(tasks[g].size()), [&](int64_t at, int lane) {
+          const Task& task = tasks[g][size_t(at)];
+          if (luts.empty()) return task.weight->expand_tiles(task.tile, task.n, scratch.at(lane));
+          for (int64_t i = 0; i < task.n; ++i)
+            task.weight->expand_plainly(task.tile + i, luts[g].data(), int64_t(luts[g].shape(0)),
+                                        static_cast<uint16_t*>(scratch.at(lane)));
+        });
+        seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count());
+      }
   }
-  return array(seconds);
+  auto* data = new double[seconds.size() + 1];
+  std::copy(seconds.begin(), seconds.end(), data);
+  nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<double*>(p); });
+  return nb::cast(nb::ndarray<nb::numpy, double>(data, {size_t(passes), groups.size()}, owner));
 }
 
 void bind(nb::module_& m) {
@@ -165,7 +171,7 @@ void bind(nb::module_& m) {
   m.def("pack_dfloat11", &pack, "code"_a, "sign_mantissa"_a, "gaps"_a, "positions"_a, "lengths"_a, "out"_a, "columns"_a);
   m.def("dfloat11_unpack", &unpack, "weight"_a);
   m.def("dfloat11_views", &views, "weight"_a);
-  m.def("dfloat11_time", &time_expand, "weights"_a, "passes"_a, "threads"_a, "luts"_a);
+  m.def("dfloat11_time", &time_expand, "groups"_a, "passes"_a, "threads"_a, "luts"_a);
   m.def("dfloat11_level", [] { return level().name; });
   m.def("dfloat11_expanded", [] { return Dfloat11Weight::expanded.load(); });
 }

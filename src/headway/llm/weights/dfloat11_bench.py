@@ -20,6 +20,7 @@ from headway.kernels import cpu
 from headway.kernels.cpu import _cpu
 from headway.llm.weights.coded import CodedWeight
 from headway.llm.weights.huffman import tables
+from headway.llm.weights.interleaved import Seconds
 
 if TYPE_CHECKING:
     from headway.llm.language_model import LanguageModel
@@ -31,14 +32,19 @@ PIECE = 4 << 20
 """Bytes of one read of the rival."""
 
 
-def expansion(weights: Sequence[CodedWeight], level: str, threads: int, *, plain: bool = False) -> Callable[[], None]:
-    """One pass that expands every tile of all weights; `plain`: one symbol at a time by the tables of the format."""
-    natives = [weight.native() for weight in weights]
-    luts = [tables(weight.lengths) for weight in weights] if plain else []
+def expansion(
+    groups: Sequence[Sequence[CodedWeight]], level: str, threads: int, *, plain: bool = False
+) -> Callable[[], Seconds]:
+    """Expands every tile of all groups, each once; `plain`: one symbol at a time by the tables of the format.
 
-    def run() -> None:
+    The weights of a group share a codebook.
+    """
+    natives = [[weight.native() for weight in group] for group in groups]
+    luts = [tables(group[0].lengths) for group in groups] if plain else []
+
+    def run() -> Seconds:
         with cpu.at_level(level):
-            _cpu.dfloat11_time(natives, 1, threads, luts)
+            return _cpu.dfloat11_time(natives, 1, threads, luts)[0]  # type: ignore[no-any-return]
 
     return run
 

@@ -6,23 +6,19 @@ quartile of a few rounds: those during which another process took the core fall 
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from headway.core.measure import AGAIN, Timing, conditions
 from headway.core.progress import Task
-from headway.core.statistics import median_ratio
 from headway.core.weight import F32
 from headway.kernels.cpu import _cpu
 from headway.llm.weights.bitplanes import BitPlanes
+from headway.llm.weights.interleaved import Arms, Seconds, interleave, ratio
 from headway.llm.weights.quantizers import AffineCodes, rtn
 
-Seconds = npt.NDArray[np.float64]
-"""Of each group's product, (groups,)."""
+__all__ = ["Layers", "interleave", "ratio"]
 
 GROUP = 64
 BITS = (2, 3, 4)
@@ -30,11 +26,6 @@ LOOK_UP, READ = "look-up, 3 bits", "plain read, 3 bits"
 INTEGER, IN_PLACE, FLOAT = "dequantise to int8", "multiply fields in place", "dequantise to float"
 RIVALS = (INTEGER, IN_PLACE, FLOAT)
 """In the order of kernels/cpu/lut_rival.h."""
-
-SAMPLE_ROUNDS = 5
-"""Rounds that make one sample."""
-
-Arms = Mapping[str, Callable[[], Seconds]]
 
 
 class Layers:
@@ -103,28 +94,3 @@ def _rival(kind: int, codes: AffineCodes) -> Any:
 def _planes(codes: AffineCodes) -> Any:
     weight = BitPlanes.from_codes(codes.codes, codes.scale, codes.minimum, bits=codes.bits, group_size=codes.group_size)
     return weight.native()
-
-
-def interleave(arms: Arms, baseline: str, samples: int, seed: int, task: Task) -> Timing:
-    """Each round runs every arm in a random order, the baseline twice (the arm `again`)."""
-    everyone = {**arms, AGAIN: arms[baseline]}
-    generator = random.Random(seed)
-    calls = dict.fromkeys(everyone, SAMPLE_ROUNDS)
-    timing = Timing(baseline, seed, {name: [] for name in everyone}, calls, conditions=conditions())
-    for _ in range(samples):
-        rounds: dict[str, list[Seconds]] = {name: [] for name in everyone}
-        for _ in range(SAMPLE_ROUNDS):
-            order = tuple(generator.sample(sorted(everyone), len(everyone)))
-            for name in order:
-                rounds[name].append(everyone[name]())
-        for name, seconds in rounds.items():
-            timing.samples[name].append(float(np.quantile(np.stack(seconds), 0.25, axis=0).sum()))
-        timing.orders.append(order)
-        task.advance()
-    timing.finished = True
-    return timing
-
-
-def ratio(timing: Timing, arm: str, to: str) -> float:
-    """Median of the paired ratios of time, arm / to."""
-    return median_ratio(timing.samples[arm], timing.samples[to]).value
