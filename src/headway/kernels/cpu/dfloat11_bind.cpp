@@ -1,11 +1,12 @@
 // Python's view of coded weights: count, encode, pack, unpack, and what the proof and the tests ask of the kernels.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
-#include <nanobind/stl/string.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <chrono>
+#include <optional>
 #include <vector>
 
 #include "bindings.h"
@@ -98,13 +99,16 @@ const Dfloat11Weight& coded(const NativeWeight& weight) {
   return *w;
 }
 
-nb::object unpack(const NativeWeight& weight) {
+// The bits of the matrix, (out, in); with the tables of the format one symbol at a time.
+nb::object unpack(const NativeWeight& weight, const std::optional<Array<uint8_t, 2>>& luts) {
   const Dfloat11Weight& w = coded(weight);
+  check(!luts || (luts->shape(0) >= 2 && luts->shape(1) == 256), "tables are rows of 256");
   auto* data = new uint16_t[size_t(w.out() * w.in())];
   nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<uint16_t*>(p); });
   {
     const nb::gil_scoped_release release;
-    w.unpack(data);
+    if (luts) w.unpack_plainly(luts->data(), int64_t(luts->shape(0)), data);
+    else w.unpack(data);
   }
   return nb::cast(nb::ndarray<nb::numpy, uint16_t>(data, {size_t(w.out()), size_t(w.in())}, owner));
 }
@@ -124,6 +128,7 @@ nb::object views(nb::handle_t<NativeWeight> weight) {
 nb::object time_expand(const std::vector<std::vector<NativeWeight>>& groups, int passes, int threads,
                        const std::vector<Array<uint8_t, 2>>& luts) {
   using Clock = std::chrono::steady_clock;
+  for (const auto& table : luts) check(table.shape(0) >= 2 && table.shape(1) == 256, "tables are rows of 256");
   check(!groups.empty() && (luts.empty() || luts.size() == groups.size()), "give weights, and tables for all or none");
   struct Task {
     const Dfloat11Weight* weight;
@@ -169,7 +174,7 @@ void bind(nb::module_& m) {
   m.def("dfloat11_count", &count, "values"_a);
   m.def("dfloat11_encode", &encoded, "values"_a, "lengths"_a);
   m.def("pack_dfloat11", &pack, "code"_a, "sign_mantissa"_a, "gaps"_a, "positions"_a, "lengths"_a, "out"_a, "columns"_a);
-  m.def("dfloat11_unpack", &unpack, "weight"_a);
+  m.def("dfloat11_unpack", &unpack, "weight"_a, "luts"_a = nb::none());
   m.def("dfloat11_views", &views, "weight"_a);
   m.def("dfloat11_time", &time_expand, "groups"_a, "passes"_a, "threads"_a, "luts"_a);
   m.def("dfloat11_level", [] { return level().name; });

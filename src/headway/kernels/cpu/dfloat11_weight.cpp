@@ -6,6 +6,7 @@
 #include <map>
 #include <mutex>
 #include <stdexcept>
+#include <vector>
 
 #include "isa.h"
 #include "kernels.h"
@@ -253,23 +254,36 @@ void Dfloat11Weight::unpack(uint16_t* to) const {
   session.run(tiles(), [&](int64_t tile, int) {
     const int64_t rows = rows_of(tile);
     walk(tile, rows * in(), [&](int64_t first, int64_t n, const uint16_t* values) {
-      for (int64_t i = 0; i < n; ++i)
-        to[(tile * kTile + (first + i) % rows) * in() + (first + i) / rows] = values[i];
+      by_rows(tile, first, n, values, to);
     });
   });
+}
+
+void Dfloat11Weight::unpack_plainly(const uint8_t* luts, int64_t rows, uint16_t* to) const {
+  std::vector<uint16_t> values(size_t(kTile * in()));
+  for (int64_t tile = 0; tile < tiles(); ++tile) {
+    expand_plainly(tile, luts, rows, values.data());
+    by_rows(tile, 0, rows_of(tile) * in(), values.data(), to);
+  }
+}
+
+void Dfloat11Weight::by_rows(int64_t tile, int64_t first, int64_t n, const uint16_t* values, uint16_t* to) const {
+  const int64_t rows = rows_of(tile);
+  for (int64_t i = 0; i < n; ++i) to[(tile * kTile + (first + i) % rows) * in() + (first + i) / rows] = values[i];
 }
 
 void Dfloat11Weight::expand_plainly(int64_t tile, const uint8_t* luts, int64_t rows, uint16_t* to) const {
   const uint8_t *rest = sign_mantissa(tile), *lengths = luts + (rows - 1) * 256;
   uint64_t bit = starts_[tile];
+  const uint64_t end = uint64_t(code_bytes_) * 8;
   const int64_t n = rows_of(tile) * in();
-  for (int64_t i = 0; i < n; ++i) {
+  for (int64_t i = 0; i < n && bit < end; ++i) {
     const uint64_t window = window_at(code(), bit);
     int shift = 56;
-    unsigned symbol = luts[window >> shift & 255];
-    while (symbol >= 240) {
+    int64_t symbol = luts[window >> shift & 255];
+    while (symbol >= 240 && shift > 32 && 256 - symbol < rows) {
       shift -= 8;
-      symbol = luts[(256 - symbol) * 256 + (window >> shift & 255)];
+      symbol = luts[(256 - symbol) * 256 + int64_t(window >> shift & 255)];
     }
     bit += lengths[symbol];
     to[i] = uint16_t((rest[i] & 0x80) << 8 | symbol << 7 | (rest[i] & 0x7f));

@@ -56,6 +56,7 @@ class Dfloat11Weight final : public Weight {
   void expand_plainly(int64_t tile, const uint8_t* luts, int64_t rows, uint16_t* to) const;
   // The whole matrix row by row, out x in bfloat16 bits.
   void unpack(uint16_t* to) const;
+  void unpack_plainly(const uint8_t* luts, int64_t rows, uint16_t* to) const;
 
   const uint8_t* code() const { return packed_.as<uint8_t>(); }
   int64_t code_bytes() const { return code_bytes_; }
@@ -64,6 +65,7 @@ class Dfloat11Weight final : public Weight {
 
  private:
   int64_t rows_of(int64_t tile) const { return out() - tile * kTile < kTile ? out() - tile * kTile : kTile; }
+  void by_rows(int64_t tile, int64_t first, int64_t n, const uint16_t* values, uint16_t* to) const;
   void find_tiles(const Stored& stored);
   template <class F> void walk(int64_t tile, int64_t end, F&& f) const;
 

@@ -187,7 +187,7 @@ def _float(model: Model, site: Site) -> bool:
 
 
 def bfloat16_bits(weight: Weight) -> tuple[U16, float]:
-    """A float weight rounded to bfloat16, (out, in), and the largest relative error of that: 0 where nothing is lost."""
+    """A float weight rounded to bfloat16, (out, in), and the largest relative error of that; 0: nothing is lost."""
     if isinstance(weight, CodedWeight):
         return weight.bits(), 0.0
     stored = weight.tensors()["values"]
@@ -257,7 +257,8 @@ def _joined(groups: list[tuple[str, list[Site]]]) -> list[tuple[str, list[Site]]
     for name, members in groups:
         before = joined[-1][1] if joined else []
         apart = not before or {members[0].kind, before[0].kind} & {"embedding", "head"}
-        if not apart and (small(before) or small(members)):
+        last = (name, members) == groups[-1]  # a small one at the end has no next to join
+        if not apart and (small(before) or (last and small(members))):
             first = joined.pop()[0].split("..")[0]
             joined.append((f"{first}..{name}", before + members))
         else:

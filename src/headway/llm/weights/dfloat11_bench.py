@@ -1,4 +1,4 @@
-"""What the proof of `dfloat11` runs: passes over all coded layers, peaks of memory in a child, the off-loading rival."""
+"""What the proof of `dfloat11` runs: passes over the coded layers, memory in a child, the off-loading rival, Triton."""
 
 from __future__ import annotations
 
@@ -47,6 +47,14 @@ def expansion(
             return _cpu.dfloat11_time(natives, 1, threads, luts)[0]  # type: ignore[no-any-return]
 
     return run
+
+
+def speed_up(one: Callable[[], Seconds], two: Callable[[], Seconds], rounds: int) -> float:
+    """Time of `one` over `two`, both by the fastest round of each group: where a foreign process took the second core,
+    the pool had it rest, and the round was one of a single core."""
+    found = [(one(), two()) for _ in range(rounds)]
+    least = np.min(np.array(found), axis=0)
+    return float(least[0].sum() / least[1].sum())
 
 
 class Steps:

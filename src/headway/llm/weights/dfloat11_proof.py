@@ -263,8 +263,12 @@ def decoding(evidence: Evidence, small: LanguageModel, context: ProofContext, th
     gain = ratio(slow, plain, one)
     evidence.bar("speed: over the one-symbol loop", "", ">= 8x", f"{gain:.1f}x", gain >= 8)
     if threads > 1:
-        scale = ratio(timing, one, two)
-        evidence.bar("speed: two cores over one", "", ">= 1.8x", f"{scale:.2f}x", scale >= 1.8)
+        with context.progress.task("two cores"):
+            scale = bench.speed_up(arms[one], arms[two], 10 if context.quick else 30)
+        evidence.bar(
+            "speed: two cores over one, fastest round of each layer", "", ">= 1.8x",
+            f"{scale:.2f}x ({ratio(timing, one, two):.2f}x with the load here)", scale >= 1.8,
+        )  # fmt: skip
 
 
 # ---- 4: overhead ----------------------------------------------------------------------------------------------------
