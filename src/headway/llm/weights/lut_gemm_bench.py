@@ -15,10 +15,10 @@ from headway.core.progress import Task
 from headway.core.weight import F32
 from headway.kernels.cpu import _cpu
 from headway.llm.weights.bitplanes import BitPlanes
-from headway.llm.weights.interleaved import Arms, Seconds, interleave, ratio
+from headway.llm.weights.interleaved import SAMPLE_ROUNDS, Arms, Seconds, interleave, ratio
 from headway.llm.weights.quantizers import AffineCodes, rtn
 
-__all__ = ["Layers", "interleave", "ratio"]
+__all__ = ["SAMPLE_ROUNDS", "Layers", "interleave", "ratio"]
 
 GROUP = 64
 BITS = (2, 3, 4)
