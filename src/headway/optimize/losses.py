@@ -147,12 +147,12 @@ class Moments:
 
     def loss(self, site: Site, value: F32) -> float:
         """Predicted increase of the mean loss when the site's matrix becomes `value`; infinite where unknown."""
-        if site.name not in self.gradients:
-            return float("inf")
         original = self.model.weight(site.name).dequantize()
         error = value - original
         size = float(np.linalg.norm(error))
         if size <= COPIED * float(np.linalg.norm(original)):
             return 0.0
+        if site.name not in self.gradients:
+            return float("inf")
         spread = np.einsum("oi,oi->o", error @ self.inputs[site.name], error)
         return 0.5 * float(self.gradients[site.name] @ spread)

@@ -38,7 +38,7 @@ def _package_merge(counts: list[int], bound: int) -> list[int]:
     """Larmore and Hirschberg 1990: the best lengths of at most `bound` bits, in the order of `counts`."""
     if len(counts) == 1:
         return [1]
-    leaves = sorted((count, (index,)) for index, count in enumerate(counts))
+    leaves: list[tuple[int, tuple[int, ...]]] = sorted((count, (index,)) for index, count in enumerate(counts))
     level = leaves
     for _ in range(bound - 1):
         pairs = zip(level[::2], level[1::2], strict=False)
