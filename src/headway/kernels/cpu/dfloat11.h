@@ -76,7 +76,7 @@ static inline int one_code(const Tables* t, uint64_t window, uint8_t* symbol) {
   return 0;
 }
 
-static inline uint64_t window_at(const uint8_t* code, uint64_t bit) {
+static inline __attribute__((always_inline)) uint64_t window_at(const uint8_t* code, uint64_t bit) {
   uint64_t raw;
   __builtin_memcpy(&raw, code + (bit >> 3), 8);
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__

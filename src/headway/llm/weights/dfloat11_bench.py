@@ -6,6 +6,7 @@ import mmap
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,10 +50,13 @@ def expansion(
     return run
 
 
-def speed_up(one: Callable[[], Seconds], two: Callable[[], Seconds], rounds: int) -> float:
-    """Time of `one` over `two`, both by the fastest round of each group: where a foreign process took the second core,
-    the pool had it rest, and the round was one of a single core."""
-    found = [(one(), two()) for _ in range(rounds)]
+def speed_up(one: Callable[[], Seconds], two: Callable[[], Seconds], seconds: float) -> float:
+    """Time of `one` over `two`, both by the fastest round of each group in so many seconds: where a foreign process
+    takes the second core, the pool has it rest for a while, and those rounds were of a single core."""
+    deadline = time.perf_counter() + seconds
+    found = [(one(), two())]
+    while time.perf_counter() < deadline:
+        found.append((one(), two()))
     least = np.min(np.array(found), axis=0)
     return float(least[0].sum() / least[1].sum())
 

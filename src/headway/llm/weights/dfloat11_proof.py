@@ -264,7 +264,8 @@ def decoding(evidence: Evidence, small: LanguageModel, context: ProofContext, th
     evidence.bar("speed: over the one-symbol loop", "", ">= 8x", f"{gain:.1f}x", gain >= 8)
     if threads > 1:
         with context.progress.task("two cores"):
-            scale = bench.speed_up(arms[one], arms[two], 10 if context.quick else 30)
+            alone, shared = (bench.expansion(part, level, count) for count in (1, 2))
+            scale = bench.speed_up(alone, shared, 5.0 if context.quick else 20.0)
         evidence.bar(
             "speed: two cores over one, fastest round of each layer", "", ">= 1.8x",
             f"{scale:.2f}x ({ratio(timing, one, two):.2f}x with the load here)", scale >= 1.8,
