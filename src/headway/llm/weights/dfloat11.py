@@ -68,7 +68,7 @@ class Dfloat11Settings(WeightSettings):
         "block", description="what shares a codebook: the matrices of a transformer block, or each its own"
     )
     cast: Literal["none", "bf16"] = Field(
-        "none", description="bf16: round other float weights to bfloat16 first (relative error up to 2^-9), which loses"
+        "none", description="bf16: round other float weights to bfloat16 first (relative error up to 2^-8), which loses"
     )
     resident: int = Field(
         0, ge=0, description="groups kept expanded in memory, the first ones: bf16's speed for bf16's bytes"
