@@ -31,7 +31,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from headway.core.card import Card
-from headway.core.errors import BadInput
+from headway.core.errors import BadInput, HeadwayError
 from headway.core.model import Model, Site
 from headway.core.system import YES, Context, Costs, Verdict, WeightSettings, no
 from headway.core.target import Target
@@ -213,7 +213,7 @@ def coded(value: U16, lengths: U8, *, group: str = "", resident: bool = False, v
     """The coded matrix; with `verify` decoded again and compared bit by bit."""
     weight = CodedWeight(value, lengths, group=group, resident=resident)
     if verify and not np.array_equal(weight.bits(), value):
-        raise AssertionError(f"{SYSTEM.slug}: {group}: decoding gives other bits than were coded; report this")
+        raise HeadwayError(f"{SYSTEM.slug}: {group}: decoding gives other bits than were coded", "report this")
     return weight
 
 
