@@ -276,8 +276,9 @@ def decoding(evidence: Evidence, small: LanguageModel, context: ProofContext, th
 
 
 def overhead(evidence: Evidence, model: LanguageModel, small: LanguageModel, context: ProofContext) -> None:
-    """What expanding adds to a step of 1, 8, 64 and 256 tokens, interleaved, by the lower quartiles of both: steps
-    during which another process took a core fall out."""
+    """What expanding adds to a step of 1, 8, 64 and 256 tokens, interleaved, on one thread and by the fastest tenth of
+    both: steps during which another process took the core fall out, and none had a second core that another lacked."""
+    model, small = (m.with_runtime("native", 1) for m in (model, small))
     added: dict[int, float] = {}
     prompt = BATCHES[-1]
     for batch in BATCHES:
@@ -289,7 +290,7 @@ def overhead(evidence: Evidence, model: LanguageModel, small: LanguageModel, con
         with context.progress.task(f"steps of {batch} tokens", rounds):
             timing = compare(arms, baseline="bf16", rounds=rounds, min_time_s=0.0, seed=context.seed)
         evidence.add_timing(f"step of {batch} tokens", timing)
-        ours, theirs = (float(np.quantile(timing.samples[arm], 0.25)) for arm in ("dfloat11", "bf16"))
+        ours, theirs = (float(np.quantile(timing.samples[arm], 0.1)) for arm in ("dfloat11", "bf16"))
         added[batch] = ours - theirs
         if batch == prompt:
             here = ratio(timing, "dfloat11", "bf16")
@@ -323,11 +324,12 @@ def off_loading(evidence: Evidence, model: LanguageModel, small: LanguageModel, 
     gain = ratio(timing, "off-loading", "dfloat11")
     disk = missing / timing.median_s("reading alone")
     even = missing / (1.9 * timing.median_s("dfloat11"))
+    fastest = min(timing.samples["off-loading"]) / min(timing.samples["dfloat11"])
     fast = disk > FAST_DISK
     evidence.bar(
         "off-loading: tokens/s over bfloat16 with layers on disk", "1.9 to 38.8x",
         f">= 1.9x on a disk of up to {FAST_DISK / 1e9:.1f} GB/s",
-        f"{gain:.2f}x (disk {disk / 1e9:.2f} GB/s; 1.9x holds up to {even / 1e9:.2f} GB/s)",
+        f"{gain:.2f}x (fastest steps {fastest:.2f}x; disk {disk / 1e9:.2f} GB/s, 1.9x up to {even / 1e9:.2f} GB/s)",
         fits and (fast or gain >= 1.9),
     )  # fmt: skip
 
