@@ -19,7 +19,7 @@ from headway.core.proof import ProofContext
 from headway.core.target import MemoryLevel, Target
 from headway.core.workload import Texts
 from headway.llm.load import load
-from headway.llm.weights import lut_gemm_bench as bench
+from headway.llm.weights import kernel_timing, proof_quality
 from headway.llm.weights import lut_gemm_proof as proof
 from headway.llm.weights import lut_gemm_quality as quality
 from headway.llm.weights.bitplanes import BitPlanes
@@ -45,10 +45,10 @@ TARGET = Target(
 def context(tiny: TinyFolder, tmp_path, monkeypatch) -> ProofContext:
     pages = Path(proof.__file__).read_text() * 3
     monkeypatch.setenv("HEADWAY_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(quality, "default_texts", lambda: Texts(pages, pages, pages, "source code"))
-    monkeypatch.setattr(quality, "WINDOW", 64)
-    monkeypatch.setattr(quality, "WINDOWS", 4)
-    monkeypatch.setattr(quality, "CALIBRATION_WINDOWS", 6)
+    monkeypatch.setattr(proof_quality, "default_texts", lambda: Texts(pages, pages, pages, "source code"))
+    monkeypatch.setattr(proof_quality, "WINDOW", 64)
+    monkeypatch.setattr(proof_quality, "WINDOWS", 4)
+    monkeypatch.setattr(proof_quality, "CALIBRATION_WINDOWS", 6)
     return ProofContext(TARGET, lambda _: load(tiny.path), model="tiny", quick=True, threads=1)
 
 
@@ -125,8 +125,8 @@ def test_rounds_run_every_arm_and_keep_the_lower_quartile():
 
         return run
 
-    timing = bench.interleave({"a": arm("a", [1.0, 2.0]), "b": arm("b", [4.0, 2.0])}, "a", 3, 0, Task())
-    assert calls.count("a") == 2 * calls.count("b") == 2 * 3 * bench.SAMPLE_ROUNDS
+    timing = kernel_timing.interleave({"a": arm("a", [1.0, 2.0]), "b": arm("b", [4.0, 2.0])}, "a", 3, 0, Task())
+    assert calls.count("a") == 2 * calls.count("b") == 2 * 3 * kernel_timing.SAMPLE_ROUNDS
     assert timing.samples["b"] == [6.0] * 3
     assert timing.rounds == 3
-    assert bench.ratio(timing, "b", AGAIN) == pytest.approx(2.0)
+    assert kernel_timing.ratio(timing, "b", AGAIN) == pytest.approx(2.0)

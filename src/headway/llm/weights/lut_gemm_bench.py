@@ -1,8 +1,4 @@
-"""Interleaved timing of the look-up kernels and their rivals, one product in cache or all layers in turn.
-
-Every product is timed on its own in native code (5 to 100 us), and a sample is the sum over all products of the lower
-quartile of a few rounds: those during which another process took the core fall out, on a busy machine too.
-"""
+"""The look-up kernels and their rivals as arms of a timing: one product in cache or all layers in turn."""
 
 from __future__ import annotations
 
@@ -15,10 +11,8 @@ from headway.core.progress import Task
 from headway.core.weight import F32
 from headway.kernels.cpu import _cpu
 from headway.llm.weights.bitplanes import BitPlanes
-from headway.llm.weights.interleaved import SAMPLE_ROUNDS, Arms, Seconds, interleave, ratio
+from headway.llm.weights.kernel_timing import Arms, Seconds
 from headway.llm.weights.quantizers import AffineCodes, rtn
-
-__all__ = ["SAMPLE_ROUNDS", "Layers", "interleave", "ratio"]
 
 GROUP = 64
 BITS = (2, 3, 4)

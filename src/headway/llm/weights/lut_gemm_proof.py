@@ -27,8 +27,9 @@ from headway.llm.weights import lut_gemm_bench as bench
 from headway.llm.weights.bitplanes import BitPlanes
 from headway.llm.weights.dense import DenseWeight
 from headway.llm.weights.int8 import Int8
+from headway.llm.weights.kernel_timing import interleave, ratio
 from headway.llm.weights.lut_gemm import SYSTEM, LutGemm
-from headway.llm.weights.lut_gemm_bench import FLOAT, IN_PLACE, INTEGER, LOOK_UP, READ, ratio
+from headway.llm.weights.lut_gemm_bench import FLOAT, IN_PLACE, INTEGER, LOOK_UP, READ
 from headway.llm.weights.quantizers import rtn
 
 if TYPE_CHECKING:
@@ -113,13 +114,13 @@ def kernels(evidence: Evidence, layers: bench.Layers, context: ProofContext, thr
     caches = [level for level in context.target.memory[:-1] if level.shared_by == 1]
     hot = layers.largest_within(max((level.holds_bytes for level in caches), default=1 << 20) / 2)
     with context.progress.task("one layer in cache", rounds) as task:
-        cached = bench.interleave(layers.in_cache(hot), INTEGER, rounds, context.seed, task)
+        cached = interleave(layers.in_cache(hot), INTEGER, rounds, context.seed, task)
     with context.progress.task("all layers in turn, one thread", rounds) as task:
-        alone = bench.interleave(layers.in_turn(1), INTEGER, rounds, context.seed, task)
+        alone = interleave(layers.in_turn(1), INTEGER, rounds, context.seed, task)
     timing = alone
     if threads > 1:
         with context.progress.task(f"all layers in turn, {threads} threads", rounds) as task:
-            timing = bench.interleave(layers.in_turn(threads), INTEGER, rounds, context.seed, task)
+            timing = interleave(layers.in_turn(threads), INTEGER, rounds, context.seed, task)
         evidence.add_timing("all layers in turn, 1 thread", alone)
     evidence.add_timing("one layer in cache, 1 thread", cached)
     evidence.add_timing(f"all layers in turn, {threads} threads", timing)

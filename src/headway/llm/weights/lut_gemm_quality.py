@@ -1,51 +1,25 @@
-"""The quality part of the proof of `lut-gemm`: perplexity against the float model, paired by token.
+"""The quality part of the proof of `lut-gemm`: perplexity against the float model, paired by token (proof_quality.py).
 
-Text: Python's help topics, the first 8 windows of 512 tokens. Calibration: docstrings of the standard library. The
-float model is the exact dequantisation of what was loaded, run in float32; candidates run their own kernels, with
-embeddings and head as they were loaded unless said. 2 bits are no bar: on a model this small nothing saves them.
+2 bits are no bar: on a model this small nothing saves them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from headway.core.cache import StepCache
-from headway.core.evidence import Evidence, Series
+from headway.core.evidence import Evidence
 from headway.core.proof import ProofContext
-from headway.core.statistics import perplexity_ratio
-from headway.core.system import Context
-from headway.core.workload import default_texts
-from headway.llm import scoring
 from headway.llm.weights.bitplanes import BitPlanes
 from headway.llm.weights.grouped import Int4Weight
 from headway.llm.weights.lut_gemm import LutGemm
+from headway.llm.weights.proof_quality import Case, score
 from headway.llm.weights.quantizers import rtn
 from headway.llm.weights.quantizers_bcq import bcq
 
 if TYPE_CHECKING:
     from headway.llm.language_model import LanguageModel
-
-WINDOW, WINDOWS, CALIBRATION_WINDOWS = 512, 8, 16
-TEXT_BYTES, CALIBRATION_CHARACTERS = 200_000, 400_000
-
-
-@dataclass(frozen=True)
-class Case:
-    """One setting and the perplexity ratio it must not exceed."""
-
-    settings: Mapping[str, Any]
-    goal: float
-    quick: bool = False
-    """Run in the quick proof too."""
-
-    @property
-    def name(self) -> str:
-        return ", ".join(f"{key}={value}" for key, value in self.settings.items())
-
 
 CASES = (
     Case({"bits": 4, "group_size": 64}, 1.045, quick=True),
@@ -62,44 +36,13 @@ GAUSSIAN = {2: (0.209, 0.126, 0.111), 3: (0.0382, 0.0312, 0.0333), 4: (0.0083, 0
 
 def quality(evidence: Evidence, model: LanguageModel, context: ProofContext) -> None:
     """Bars 4."""
-    texts = default_texts()
-    pages = texts.heldout.encode()[:TEXT_BYTES].decode(errors="ignore")
-    parts = scoring.windows(model, pages, WINDOW)[:WINDOWS]
-    lengths = [len(part) - 1 for part in parts]
-    reference = scoring.log_probabilities(model.with_runtime("exact"), parts)
-    evidence.quality["perplexity, float"] = float(np.exp(-reference.mean()))
-    calibrating = Context(
-        context.target, _calibration(model, texts.calibration), StepCache(), evidence.threads, context.seed,
-        context.progress,
-    )  # fmt: skip
-    scored: dict[str, Any] = {"float": reference}
-    for case in (*CASES, ROUNDED):
-        if context.quick and not case.quick:
-            continue
-        settings = LutGemm.settings.parse(case.settings, "lut-gemm")
-        candidate = cast("LanguageModel", LutGemm().apply(model, settings, calibrating)).with_runtime("native")
-        scored[case.name] = scoring.log_probabilities(candidate, parts)
-        ratio = perplexity_ratio(scored[case.name], reference, windows=lengths, seed=context.seed)
-        evidence.quality[f"perplexity ratio, {case.name}"] = ratio.value
-        if case.goal < float("inf"):
-            evidence.bar(
-                f"quality: perplexity over float's, {case.name}", "no model this small",
-                f"<= {case.goal}", ratio.text(), ratio.value <= case.goal,
-            )  # fmt: skip
-    gain = perplexity_ratio(scored[CASES[1].name], scored[ROUNDED.name], windows=lengths, seed=context.seed)
+    scores = score(evidence, model, context, LutGemm(), (*CASES, ROUNDED), "no model this small")
+    gain = scores.ratio(CASES[1].name, ROUNDED.name)
     evidence.bar(
         "quality: 3 bits, gptq's perplexity over rounding's, paired interval", "", "below 1", gain.text(), gain.high < 1
     )
-    evidence.series += [Series("ln p of a token", arm, "nat", tuple(map(float, v))) for arm, v in scored.items()]
     _copies(evidence, model)
     _gaussian(evidence, context.seed)
-
-
-def _calibration(model: LanguageModel, text: str) -> Sequence[tuple[Any, ...]]:
-    import torch
-
-    parts = scoring.windows(model, text[:CALIBRATION_CHARACTERS], WINDOW)[:CALIBRATION_WINDOWS]
-    return [(torch.from_numpy(np.stack(parts[at : at + 2])),) for at in range(0, len(parts) - 1, 2)]
 
 
 def _copies(evidence: Evidence, model: LanguageModel) -> None:
