@@ -79,6 +79,9 @@ HEADWAY_INLINE F where_less(I x, I y, F yes, F no) {
   return {_mm256_blendv_ps(no.a, yes.a, _mm256_castsi256_ps(_mm256_cmpgt_epi32(y.a, x.a))),
           _mm256_blendv_ps(no.b, yes.b, _mm256_castsi256_ps(_mm256_cmpgt_epi32(y.b, x.b)))};
 }
+HEADWAY_INLINE I load_i(const int32_t* p) {
+  return {_mm256_loadu_si256((const __m256i*)p), _mm256_loadu_si256((const __m256i*)(p + 8))};
+}
 HEADWAY_INLINE void store_i(int32_t* p, I x) {
   _mm256_storeu_si256((__m256i*)p, x.a);
   _mm256_storeu_si256((__m256i*)(p + 8), x.b);
@@ -120,6 +123,12 @@ HEADWAY_INLINE float highest(F x) {
   q = _mm_max_ps(q, _mm_movehl_ps(q, q));
   return _mm_cvtss_f32(_mm_max_ss(q, _mm_movehdup_ps(q)));
 }
+template <int H> HEADWAY_INLINE F swap(F x) {
+  if constexpr (H == 1) return {_mm256_permute_ps(x.a, 0xb1), _mm256_permute_ps(x.b, 0xb1)};
+  else if constexpr (H == 2) return {_mm256_permute_ps(x.a, 0x4e), _mm256_permute_ps(x.b, 0x4e)};
+  else if constexpr (H == 4) return {_mm256_permute2f128_ps(x.a, x.a, 1), _mm256_permute2f128_ps(x.b, x.b, 1)};
+  else return {x.b, x.a};
+}
 HEADWAY_INLINE bool any_nan(F x) {
   const __m256 bad = _mm256_or_ps(_mm256_cmp_ps(x.a, x.a, _CMP_UNORD_Q), _mm256_cmp_ps(x.b, x.b, _CMP_UNORD_Q));
   return _mm256_movemask_ps(bad) != 0;
@@ -146,7 +155,19 @@ HEADWAY_INLINE Codes high(Codes c) {
   return {_mm256_and_si256(_mm256_srli_epi16(c.a, 4), m), _mm256_and_si256(_mm256_srli_epi16(c.b, 4), m)};
 }
 
-// 4-bit codes: at most 8 quads x 2 x 15 x 127 = 30,480, so a block of 32 columns is summed in int16.
+HEADWAY_INLINE Codes shift_left(Codes c, int n) { return {_mm256_slli_epi16(c.a, n), _mm256_slli_epi16(c.b, n)}; }
+HEADWAY_INLINE Codes shift_right(Codes c, int n) { return {_mm256_srli_epi16(c.a, n), _mm256_srli_epi16(c.b, n)}; }
+HEADWAY_INLINE Codes masked(Codes c, uint8_t m) {
+  const __m256i v = _mm256_set1_epi8((char)m);
+  return {_mm256_and_si256(c.a, v), _mm256_and_si256(c.b, v)};
+}
+HEADWAY_INLINE Codes choose(uint8_t m, Codes yes, Codes no) {
+  const __m256i v = _mm256_set1_epi8((char)m);
+  return {_mm256_or_si256(_mm256_and_si256(v, yes.a), _mm256_andnot_si256(v, no.a)),
+          _mm256_or_si256(_mm256_and_si256(v, yes.b), _mm256_andnot_si256(v, no.b))};
+}
+
+// 4-bit codes: at most 8 quads x 2 x 15 x 128 = 30,720, so a block of 32 columns is summed in int16.
 template <int BITS> struct Dot {
   __m256i a = _mm256_setzero_si256(), b = _mm256_setzero_si256();
   HEADWAY_INLINE void init(Dot& d) { d.a = d.b = _mm256_setzero_si256(); }

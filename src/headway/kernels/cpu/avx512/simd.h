@@ -59,6 +59,7 @@ HEADWAY_INLINE I max(I a, I b) { return {_mm512_max_epi32(a.v, b.v)}; }
 HEADWAY_INLINE F where_less(I a, I b, F x, F y) {
   return {_mm512_mask_blend_ps(_mm512_cmplt_epi32_mask(a.v, b.v), y.v, x.v)};
 }
+HEADWAY_INLINE I load_i(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
 HEADWAY_INLINE void store_i(int32_t* p, I a) { _mm512_storeu_si512(p, a.v); }
 HEADWAY_INLINE I load_u8(const uint8_t* p) { return {_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p))}; }
 HEADWAY_INLINE void store_i8(int8_t* p, I a) { _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(a.v)); }
@@ -73,6 +74,13 @@ HEADWAY_INLINE float sum(F a) {
 HEADWAY_INLINE int32_t sum(I a) { return _mm512_reduce_add_epi32(a.v); }
 HEADWAY_INLINE int32_t highest(I a) { return _mm512_reduce_max_epi32(a.v); }
 HEADWAY_INLINE float highest(F a) { return _mm512_reduce_max_ps(a.v); }
+// Lane l from lane l ^ H.
+template <int H> HEADWAY_INLINE F swap(F a) {
+  if constexpr (H == 1) return {_mm512_permute_ps(a.v, 0xb1)};
+  else if constexpr (H == 2) return {_mm512_permute_ps(a.v, 0x4e)};
+  else if constexpr (H == 4) return {_mm512_shuffle_f32x4(a.v, a.v, 0xb1)};
+  else return {_mm512_shuffle_f32x4(a.v, a.v, 0x4e)};
+}
 HEADWAY_INLINE bool any_nan(F a) { return _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q) != 0; }
 
 // ---- integer products: 16 rows x 4 columns of unsigned codes against 4 signed activations ----
@@ -85,6 +93,15 @@ HEADWAY_INLINE Codes load_codes(const uint8_t* p) { return {_mm512_loadu_si512(p
 HEADWAY_INLINE void store_codes(uint8_t* p, Codes c) { _mm512_storeu_si512(p, c.v); }
 HEADWAY_INLINE Codes low(Codes c) { return {_mm512_and_si512(c.v, _mm512_set1_epi8(15))}; }
 HEADWAY_INLINE Codes high(Codes c) { return {_mm512_and_si512(_mm512_srli_epi16(c.v, 4), _mm512_set1_epi8(15))}; }
+
+// Shifts that carry bits over from the next byte: mask what comes of them.
+HEADWAY_INLINE Codes shift_left(Codes c, int n) { return {_mm512_slli_epi16(c.v, (unsigned)n)}; }
+HEADWAY_INLINE Codes shift_right(Codes c, int n) { return {_mm512_srli_epi16(c.v, (unsigned)n)}; }
+HEADWAY_INLINE Codes masked(Codes c, uint8_t m) { return {_mm512_and_si512(c.v, _mm512_set1_epi8((char)m))}; }
+// Bits of `yes` where the mask of each byte has ones, else of `no`.
+HEADWAY_INLINE Codes choose(uint8_t m, Codes yes, Codes no) {
+  return {_mm512_ternarylogic_epi32(_mm512_set1_epi8((char)m), yes.v, no.v, 0xca)};
+}
 
 // Sums over a block of at most 32 columns; BITS tells how large a code can be.
 template <int BITS> struct Dot {

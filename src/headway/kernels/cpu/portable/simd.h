@@ -139,6 +139,11 @@ HEADWAY_INLINE I max(I a, I b) {
   return {(m & a.v) | (~m & b.v)};
 }
 HEADWAY_INLINE F where_less(I a, I b, F x, F y) { return {select(a.v < b.v, x.v, y.v)}; }
+HEADWAY_INLINE I load_i(const int32_t* p) {
+  I a;
+  memcpy(&a, p, sizeof a);
+  return a;
+}
 HEADWAY_INLINE void store_i(int32_t* p, I a) { memcpy(p, &a, sizeof a); }
 HEADWAY_INLINE I load_u8(const uint8_t* p) {
   I a;
@@ -171,6 +176,11 @@ HEADWAY_INLINE float highest(F a) {
   for (int i = 1; i < 16; ++i) t = a.v[i] > t ? a.v[i] : t;
   return t;
 }
+template <int H> HEADWAY_INLINE F swap(F a) {
+  F b = a;
+  for (int i = 0; i < 16; ++i) b.v[i] = a.v[i ^ H];
+  return b;
+}
 HEADWAY_INLINE bool any_nan(F a) {
   bool bad = false;
   for (int i = 0; i < 16; ++i) bad |= a.v[i] != a.v[i];
@@ -193,6 +203,23 @@ HEADWAY_INLINE Codes low(Codes c) {
 HEADWAY_INLINE Codes high(Codes c) {
   for (int i = 0; i < 64; ++i) c.v[i] >>= 4;
   return c;
+}
+
+HEADWAY_INLINE Codes shift_left(Codes c, int n) {
+  for (int i = 0; i < 64; ++i) c.v[i] = (uint8_t)(c.v[i] << n);
+  return c;
+}
+HEADWAY_INLINE Codes shift_right(Codes c, int n) {
+  for (int i = 0; i < 64; ++i) c.v[i] = (uint8_t)(c.v[i] >> n);
+  return c;
+}
+HEADWAY_INLINE Codes masked(Codes c, uint8_t m) {
+  for (int i = 0; i < 64; ++i) c.v[i] &= m;
+  return c;
+}
+HEADWAY_INLINE Codes choose(uint8_t m, const Codes& yes, Codes no) {
+  for (int i = 0; i < 64; ++i) no.v[i] = (uint8_t)((yes.v[i] & m) | (no.v[i] & ~m));
+  return no;
 }
 
 template <int BITS> struct Dot {

@@ -1,0 +1,102 @@
+// The walk over a tile that both kinds of bipolar product share, and the counting ones (bipolar.h). Included after a
+// level's simd.h and before its `count_chunk`.
+#pragma once
+#include "bipolar.h"
+
+namespace headway::bipolar {
+namespace {
+
+constexpr int kCols = kIntColumns;  // activation rows counted together: a line of the weight is loaded once for them
+
+// acc[c] += sum_ij 2^(i+j) popcount(w_i ^ x_j) over at most kChunk blocks. w: [block][bits] lines; x: [block] `stride`
+// words apart, [COLS][M] words.
+template <int M, int COLS>
+HEADWAY_INLINE void count_chunk(const uint8_t* w, int bits, int64_t blocks, const uint32_t* x, int64_t stride, I* acc);
+
+HEADWAY_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// Columns that share all scales, of one tile.
+struct Segment {
+  const uint8_t* lines;  // of the weight
+  int64_t block, blocks, index, columns;
+};
+
+// The products of some activation rows from `row` on with a segment: [row][16 rows of the weight].
+using Products = void (*)(const View& w, const Activations& x, const Segment& at, int64_t row, const uint8_t* recovered,
+                          int32_t* value);
+
+// Products of a tile with COLS rows, scaled and summed as floats into y, or as they are into `exact`.
+template <int COLS>
+static void walk(const View& w, const Activations& x, int64_t tile, int64_t row, const uint8_t* recovered, float* y,
+                 int64_t* exact, int64_t ldy, Products products) {
+  alignas(64) int32_t value[COLS * 16];
+  int64_t whole[COLS * 16];
+  F acc[COLS];
+  for (int c = 0; c < COLS; ++c) acc[c] = zero();
+  if (exact) __builtin_memset(whole, 0, sizeof whole);
+  const int64_t half_header = w.half ? 32 : 64, header = half_header * (1 + w.offset), rows = x.rows;
+  const float* meta = (const float*)x.meta + row;
+  Segment at = {w.data + tile * w.tile_bytes, 0, 0, 0, 0};
+  while (at.block < w.blocks) {
+    const int64_t end = smaller(at.block + w.group_blocks, w.blocks);
+    const uint8_t* floats = at.lines;
+    const F scale = w.half ? load_f16((const uint16_t*)floats) : load((const float*)floats);
+    F offset = zero();
+    if (w.offset)
+      offset = w.half ? load_f16((const uint16_t*)(floats + half_header)) : load((const float*)(floats + half_header));
+    at.lines += header;
+    for (; at.block < end; ++at.index, meta += 3 * rows) {
+      at.blocks = smaller(w.segment_blocks, end - at.block);
+      at.columns = smaller(at.blocks * kColumns, w.in - at.block * kColumns);
+      products(w, x, at, row, recovered, value);
+      for (int c = 0; c < COLS; ++c) {
+        acc[c] = fma(scale * set1(meta[c]), to_float(load_i(value + 16 * c)), acc[c]);
+        if (w.offset) acc[c] = fma(offset, set1(meta[2 * rows + c]), acc[c]);
+      }
+      if (exact)
+        for (int i = 0; i < COLS * 16; ++i) whole[i] += value[i];
+      at.lines += at.blocks * 64 * w.bits;
+      at.block += at.blocks;
+    }
+  }
+  const int64_t first = tile * kRows, n = smaller(kRows, w.out - first);
+  for (int c = 0; c < COLS; ++c) {
+    if (exact) {
+      for (int64_t r = 0; r < n; ++r) exact[(row + c) * ldy + first + r] = whole[16 * c + r];
+      continue;
+    }
+    float* to = y + (row + c) * ldy + first;
+    if (n == kRows) store(to, acc[c]);
+    else store_part(to, acc[c], (int)n);
+  }
+}
+
+template <int M, int COLS>
+static void counted(const View& w, const Activations& x, const Segment& at, int64_t row, const uint8_t*,
+                    int32_t* value) {
+  const int64_t stride = x.rows * M;
+  const uint32_t* words = (const uint32_t*)x.codes + row * M + at.block * stride;
+  I acc[COLS];
+  for (int c = 0; c < COLS; ++c) acc[c] = set1i(0);
+  for (int64_t b = 0; b < at.blocks; b += kChunk)
+    count_chunk<M, COLS>(at.lines + b * 64 * w.bits, w.bits, smaller(kChunk, at.blocks - b), words + b * stride, stride,
+                         acc);
+  const I total = set1i((int32_t)at.columns * ((1 << w.bits) - 1) * ((1 << M) - 1));
+  for (int c = 0; c < COLS; ++c) store_i(value + 16 * c, total - shift_left(acc[c], 1));
+}
+
+static void count(const View& w, const Activations& x, float* y, int64_t* exact, int64_t ldy, int64_t begin,
+                  int64_t end, void*) {
+  static const Products several[] = {counted<1, kCols>, counted<2, kCols>, counted<3, kCols>, counted<4, kCols>,
+                                     counted<5, kCols>, counted<6, kCols>, counted<7, kCols>, counted<8, kCols>};
+  static const Products one[] = {counted<1, 1>, counted<2, 1>, counted<3, 1>, counted<4, 1>,
+                                 counted<5, 1>, counted<6, 1>, counted<7, 1>, counted<8, 1>};
+  for (int64_t tile = begin; tile < end; ++tile) {
+    int64_t r = 0;
+    for (; r + kCols <= x.rows; r += kCols) walk<kCols>(w, x, tile, r, nullptr, y, exact, ldy, several[x.bits - 1]);
+    for (; r < x.rows; ++r) walk<1>(w, x, tile, r, nullptr, y, exact, ldy, one[x.bits - 1]);
+  }
+}
+
+}  // namespace
+}  // namespace headway::bipolar
