@@ -21,15 +21,11 @@ struct Segment {
   int64_t block, blocks, index, columns;
 };
 
-// The products of some activation rows from `row` on with a segment: [row][16 rows of the weight].
-using Products = void (*)(const View& w, const Activations& x, const Segment& at, int64_t row, const uint8_t* recovered,
-                          int32_t* value);
-
-// Products of a tile with COLS rows, scaled and summed as floats into y, or as they are into `exact`.
-template <int COLS>
+// Products of a tile with COLS rows, scaled and summed as floats into y, or as they are into `exact`. `P::products` gives
+// those of a segment, 16 rows of the weight in lanes.
+template <int COLS, class P>
 static void walk(const View& w, const Activations& x, int64_t tile, int64_t row, const uint8_t* recovered, float* y,
-                 int64_t* exact, int64_t ldy, Products products) {
-  alignas(64) int32_t value[COLS * 16];
+                 int64_t* exact, int64_t ldy) {
   int64_t whole[COLS * 16];
   F acc[COLS];
   for (int c = 0; c < COLS; ++c) acc[c] = zero();
@@ -48,13 +44,18 @@ static void walk(const View& w, const Activations& x, int64_t tile, int64_t row,
     for (; at.block < end; ++at.index, meta += 3 * rows) {
       at.blocks = smaller(w.segment_blocks, end - at.block);
       at.columns = smaller(at.blocks * kColumns, w.in - at.block * kColumns);
-      products(w, x, at, row, recovered, value);
+      I value[COLS];
+      P::products(w, x, at, row, recovered, value);
       for (int c = 0; c < COLS; ++c) {
-        acc[c] = fma(scale * set1(meta[c]), to_float(load_i(value + 16 * c)), acc[c]);
+        acc[c] = fma(scale * set1(meta[c]), to_float(value[c]), acc[c]);
         if (w.offset) acc[c] = fma(offset, set1(meta[2 * rows + c]), acc[c]);
       }
       if (exact)
-        for (int i = 0; i < COLS * 16; ++i) whole[i] += value[i];
+        for (int c = 0; c < COLS; ++c) {
+          int32_t own[16];
+          store_i(own, value[c]);
+          for (int r = 0; r < 16; ++r) whole[16 * c + r] += own[r];
+        }
       at.lines += at.blocks * 64 * w.bits;
       at.block += at.blocks;
     }
@@ -71,30 +72,41 @@ static void walk(const View& w, const Activations& x, int64_t tile, int64_t row,
   }
 }
 
-template <int M, int COLS>
-static void counted(const View& w, const Activations& x, const Segment& at, int64_t row, const uint8_t*,
-                    int32_t* value) {
-  const int64_t stride = x.rows * M;
-  const uint32_t* words = (const uint32_t*)x.codes + row * M + at.block * stride;
-  I acc[COLS];
-  for (int c = 0; c < COLS; ++c) acc[c] = set1i(0);
-  for (int64_t b = 0; b < at.blocks; b += kChunk)
-    count_chunk<M, COLS>(at.lines + b * 64 * w.bits, w.bits, smaller(kChunk, at.blocks - b), words + b * stride, stride,
-                         acc);
-  const I total = set1i((int32_t)at.columns * ((1 << w.bits) - 1) * ((1 << M) - 1));
-  for (int c = 0; c < COLS; ++c) store_i(value + 16 * c, total - shift_left(acc[c], 1));
+template <int M, int COLS> struct Counted {
+  HEADWAY_INLINE void products(const View& w, const Activations& x, const Segment& at, int64_t row, const uint8_t*,
+                               I* value) {
+    const int64_t stride = x.rows * M;
+    const uint32_t* words = (const uint32_t*)x.codes + row * M + at.block * stride;
+    I acc[COLS];
+    for (int c = 0; c < COLS; ++c) acc[c] = set1i(0);
+    if (at.blocks == 2)  // the default's segments of 64 columns, without loops
+      count_chunk<M, COLS>(at.lines, w.bits, 2, words, stride, acc);
+    else
+      for (int64_t b = 0; b < at.blocks; b += kChunk)
+        count_chunk<M, COLS>(at.lines + b * 64 * w.bits, w.bits, smaller(kChunk, at.blocks - b), words + b * stride,
+                             stride, acc);
+    const I total = set1i((int32_t)at.columns * ((1 << w.bits) - 1) * ((1 << M) - 1));
+    for (int c = 0; c < COLS; ++c) value[c] = total - shift_left(acc[c], 1);
+  }
+};
+
+using Walk = void (*)(const View& w, const Activations& x, int64_t tile, int64_t row, const uint8_t* recovered,
+                      float* y, int64_t* exact, int64_t ldy);
+
+template <int COLS> HEADWAY_INLINE Walk counting(int bits) {
+  static const Walk walks[] = {walk<COLS, Counted<1, COLS>>, walk<COLS, Counted<2, COLS>>, walk<COLS, Counted<3, COLS>>,
+                               walk<COLS, Counted<4, COLS>>, walk<COLS, Counted<5, COLS>>, walk<COLS, Counted<6, COLS>>,
+                               walk<COLS, Counted<7, COLS>>, walk<COLS, Counted<8, COLS>>};
+  return walks[bits - 1];
 }
 
 static void count(const View& w, const Activations& x, float* y, int64_t* exact, int64_t ldy, int64_t begin,
                   int64_t end, void*) {
-  static const Products several[] = {counted<1, kCols>, counted<2, kCols>, counted<3, kCols>, counted<4, kCols>,
-                                     counted<5, kCols>, counted<6, kCols>, counted<7, kCols>, counted<8, kCols>};
-  static const Products one[] = {counted<1, 1>, counted<2, 1>, counted<3, 1>, counted<4, 1>,
-                                 counted<5, 1>, counted<6, 1>, counted<7, 1>, counted<8, 1>};
+  const Walk several = counting<kCols>(x.bits), one = counting<1>(x.bits);
   for (int64_t tile = begin; tile < end; ++tile) {
     int64_t r = 0;
-    for (; r + kCols <= x.rows; r += kCols) walk<kCols>(w, x, tile, r, nullptr, y, exact, ldy, several[x.bits - 1]);
-    for (; r < x.rows; ++r) walk<1>(w, x, tile, r, nullptr, y, exact, ldy, one[x.bits - 1]);
+    for (; r + kCols <= x.rows; r += kCols) several(w, x, tile, r, nullptr, y, exact, ldy);
+    for (; r < x.rows; ++r) one(w, x, tile, r, nullptr, y, exact, ldy);
   }
 }
 

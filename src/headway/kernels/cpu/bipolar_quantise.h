@@ -117,12 +117,12 @@ static float scale_of(const Quantiser& how, const float* x, int64_t columns, flo
 
 // 32 codes in column order -> one word per plane: bit 8c + q is column 4q + c.
 HEADWAY_INLINE void plane_words(const uint8_t* codes, int bits, uint32_t* to) {
-  for (int i = 0; i < bits; ++i) to[i] = 0;
-  for (int c = 0; c < 4; ++c) {
-    uint64_t eight = 0;
-    for (int q = 0; q < 8; ++q) eight |= (uint64_t)codes[4 * q + c] << (8 * q);
-    for (int i = 0; i < bits; ++i)
-      to[i] |= (uint32_t)(((eight >> i) & 0x0101010101010101u) * 0x0102040810204080u >> 56) << (8 * c);
+  uint32_t quads[8];
+  __builtin_memcpy(quads, codes, 32);
+  for (int i = 0; i < bits; ++i) {
+    uint32_t word = 0;
+    for (int q = 0; q < 8; ++q) word |= (quads[q] >> i & 0x01010101u) << q;
+    to[i] = word;
   }
 }
 
@@ -145,13 +145,13 @@ static void quantise(const Quantiser& how, const float* x, int64_t ldx, int64_t 
       const F inverse = set1(half_inverse), half = set1(0.5f * levels), most = set1(levels);
       for (int64_t s = first; s < stop; s += segment) {
         const int64_t segment_end = stop - s < segment ? stop : s + segment;
-        int32_t total = 0;
+        I totals = set1i(0);
         for (int64_t c = s; c < segment_end; c += kColumns) {
           alignas(16) uint8_t line[kColumns];
           for (int v = 0; v < 32; v += 16) {
             I code = to_int(level_of(load(from + c + v), inverse, half, most));
             if (last - c - v < 16) code = to_int(inside(last - c - v, to_float(code)));
-            total += sum(code);
+            totals = totals + code;
             store_i8((int8_t*)line + v, code);
           }
           const int64_t block = c / kColumns;
@@ -165,7 +165,7 @@ static void quantise(const Quantiser& how, const float* x, int64_t ldx, int64_t 
           for (int q = 0; q < 8; ++q) __builtin_memcpy(to + (q * rows + r) * 4, line + 4 * q, 4);
         }
         const int64_t true_end = segment_end < last ? segment_end : last;
-        const int32_t n = (int32_t)(true_end - s), values = 2 * total - top * n;
+        const int32_t total = sum(totals), n = (int32_t)(true_end - s), values = 2 * total - top * n;
         const int32_t sum_of_bytes = middle ? total - middle * n : values;
         const float own = scale * (float)values;
         char* at = meta + (s / segment * 3 * rows + r) * 4;

@@ -88,36 +88,39 @@ template <int N> static void recover_tile(const View& w, int64_t tile, bool sums
   }
 }
 
-// D: of codes of up to 4 bits, or of up to 8.
-template <int BITS, int COLS>
-static void recovered_products(const View& w, const Activations& x, const Segment& at, int64_t row,
-                               const uint8_t* recovered, int32_t* value) {
-  using D = Dot<BITS>;
-  const int64_t rows = x.rows;
-  const int8_t* bytes = (const int8_t*)x.codes + (at.block * 8 * rows + row) * 4;
-  const uint8_t* lines = recovered + at.block * 512;
-  I sum[COLS];
-  for (int c = 0; c < COLS; ++c) sum[c] = set1i(0);
-  for (int64_t b = 0; b < at.blocks; ++b) {
-    D dots[COLS];
-    for (int c = 0; c < COLS; ++c) D::init(dots[c]);
+// BITS: of codes of up to 4 bits, or of up to 8.
+template <int BITS, int COLS> struct Recovered {
+  HEADWAY_INLINE void products(const View& w, const Activations& x, const Segment& at, int64_t row,
+                               const uint8_t* recovered, I* value) {
+    using D = Dot<BITS>;
+    const int64_t rows = x.rows;
+    const int8_t* bytes = (const int8_t*)x.codes + (at.block * 8 * rows + row) * 4;
+    const uint8_t* lines = recovered + at.block * 512;
+    for (int c = 0; c < COLS; ++c) value[c] = set1i(0);
+    for (int64_t b = 0; b < at.blocks; ++b) {
+      D dots[COLS];
+      for (int c = 0; c < COLS; ++c) D::init(dots[c]);
 #pragma GCC unroll 1
-    for (int q = 0; q < 8; ++q, lines += 64, bytes += 4 * rows) {
-      const Codes line = load_codes(lines);
-      for (int c = 0; c < COLS; ++c) D::add(dots[c], line, bytes + 4 * c);
+      for (int q = 0; q < 8; ++q, lines += 64, bytes += 4 * rows) {
+        const Codes line = load_codes(lines);
+        for (int c = 0; c < COLS; ++c) D::add(dots[c], line, bytes + 4 * c);
+      }
+      for (int c = 0; c < COLS; ++c) value[c] = value[c] + D::total(dots[c]);
     }
-    for (int c = 0; c < COLS; ++c) sum[c] = sum[c] + D::total(dots[c]);
+    // V_w = 2u - top; V_x is the byte, or 2 byte + 1 for 8 bits.
+    const int32_t top = (1 << w.bits) - 1;
+    const int32_t* byte_sums = (const int32_t*)x.meta + (at.index * 3 + 1) * rows + row;
+    for (int c = 0; c < COLS; ++c) value[c] = shift_left(value[c], 1) - set1i(top * byte_sums[c]);
+    if (x.bits == 8) {
+      const I codes = load_i((const int32_t*)(recovered + w.blocks * 512) + at.index * 16);
+      const I values = shift_left(codes, 1) - set1i(top * (int32_t)at.columns);
+      for (int c = 0; c < COLS; ++c) value[c] = shift_left(value[c], 1) + values;
+    }
   }
-  // V_w = 2u - top; V_x is the byte, or 2 byte + 1 for 8 bits.
-  const int32_t top = (1 << w.bits) - 1;
-  const int32_t* byte_sums = (const int32_t*)x.meta + (at.index * 3 + 1) * rows + row;
-  for (int c = 0; c < COLS; ++c) sum[c] = shift_left(sum[c], 1) - set1i(top * byte_sums[c]);
-  if (x.bits == 8) {
-    const I codes = load_i((const int32_t*)(recovered + w.blocks * 512) + at.index * 16);
-    const I values = shift_left(codes, 1) - set1i(top * (int32_t)at.columns);
-    for (int c = 0; c < COLS; ++c) sum[c] = shift_left(sum[c], 1) + values;
-  }
-  for (int c = 0; c < COLS; ++c) store_i(value + 16 * c, sum[c]);
+};
+
+template <int COLS> HEADWAY_INLINE Walk recovering(int bits) {
+  return bits <= 4 ? walk<COLS, Recovered<4, COLS>> : walk<COLS, Recovered<8, COLS>>;
 }
 
 static void recover(const View& w, const Activations& x, float* y, int64_t* exact, int64_t ldy, int64_t begin,
@@ -126,16 +129,13 @@ static void recover(const View& w, const Activations& x, float* y, int64_t* exac
   static const Recover by_bits[] = {recover_tile<1>, recover_tile<2>, recover_tile<3>, recover_tile<4>,
                                     recover_tile<5>, recover_tile<6>, recover_tile<7>, recover_tile<8>};
   auto* recovered = (uint8_t*)scratch;
-  const Products several = w.bits <= 4 ? recovered_products<4, kIntColumns> : recovered_products<8, kIntColumns>;
-  const Products two = w.bits <= 4 ? recovered_products<4, 2> : recovered_products<8, 2>;
-  const Products one = w.bits <= 4 ? recovered_products<4, 1> : recovered_products<8, 1>;
+  const Walk several = recovering<kIntColumns>(w.bits), two = recovering<2>(w.bits), one = recovering<1>(w.bits);
   for (int64_t tile = begin; tile < end; ++tile) {
     by_bits[w.bits - 1](w, tile, x.bits == 8, recovered);
     int64_t r = 0;
-    for (; r + kIntColumns <= x.rows; r += kIntColumns)
-      walk<kIntColumns>(w, x, tile, r, recovered, y, exact, ldy, several);
-    for (; r + 2 <= x.rows; r += 2) walk<2>(w, x, tile, r, recovered, y, exact, ldy, two);
-    for (; r < x.rows; ++r) walk<1>(w, x, tile, r, recovered, y, exact, ldy, one);
+    for (; r + kIntColumns <= x.rows; r += kIntColumns) several(w, x, tile, r, recovered, y, exact, ldy);
+    for (; r + 2 <= x.rows; r += 2) two(w, x, tile, r, recovered, y, exact, ldy);
+    for (; r < x.rows; ++r) one(w, x, tile, r, recovered, y, exact, ldy);
   }
 }
 

@@ -2,9 +2,9 @@
 
 A code u of n bits stands for the odd integer V = 2u - (2^n - 1) (bipolar-INT, arXiv 2409.17870). Group k of a row holds
 columns k*group_size .. (k+1)*group_size - 1 (the last may be shorter; 0: the row). The exact value is
-    value = float32(float64(scale) V + float64(offset))          turned back by `hadamard.turned` where `rotate` > 0
-Its product rounds activations: turned, then per row and `act_group` columns to odd multiples of a scale (0 where all are
-0). Integers are exact, and scaled segment by segment in one order: the same bits on every machine, for any batch, and
+    value = float32(float64(scale) V + float64(offset))      turned back by `hadamard.turned` where `rotate` > 0
+Its product rounds activations: turned, then per row and `act_group` columns to odd multiples of a scale (of 0 where
+all are 0). Integers are exact, and scaled segment by segment in one order: the same bits on every machine, for any batch, and
 whether bits are counted or codes recovered.
 """
 
@@ -214,7 +214,7 @@ def _nearest(x: F32, scale: F32, top: np.float32) -> npt.NDArray[np.int16]:
     with np.errstate(divide="ignore"):
         inverse = np.where(scale > 2.0**-100, np.float32(0.5) / scale, np.float32(0)).astype(np.float32)
     codes = np.rint(np.clip(x * inverse[:, None] + np.float32(0.5) * top, 0, top))
-    return (2 * codes - top).astype(np.int16)
+    return (2 * np.nan_to_num(codes) - top).astype(np.int16)
 
 
 def _level() -> str:

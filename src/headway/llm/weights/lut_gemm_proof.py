@@ -30,6 +30,7 @@ from headway.llm.weights.int8 import Int8
 from headway.llm.weights.kernel_timing import interleave, ratio
 from headway.llm.weights.lut_gemm import SYSTEM, LutGemm
 from headway.llm.weights.lut_gemm_bench import FLOAT, IN_PLACE, INTEGER, LOOK_UP, READ
+from headway.llm.weights.proof_decode import Step
 from headway.llm.weights.quantizers import rtn
 
 if TYPE_CHECKING:
@@ -40,8 +41,6 @@ BASELINE = (
     "and the model in float32 and in 8 bits"
 )
 MODEL = "smollm2-135m"
-DEPTH = 64
-"""Tokens in the keys and values while decoding is timed: the weights are what is compared."""
 
 
 def prove(context: ProofContext) -> Evidence:
@@ -198,7 +197,7 @@ def decode(evidence: Evidence, model: LanguageModel, tables_s: float, context: P
         "8 bits": Int8().apply(model, Int8.settings.parse({}, "int8"), plain),
         "3 bits": LutGemm().apply(model, settings, plain),
     }
-    steps = {name: _Step(candidate) for name, candidate in models.items()}
+    steps = {name: Step(candidate) for name, candidate in models.items()}
     with context.progress.task("decoding", 1) as task:
         before, counted = _cpu.lut_counts()["looked_up"], steps["3 bits"].calls
         timing = compare(
@@ -224,18 +223,3 @@ def decode(evidence: Evidence, model: LanguageModel, tables_s: float, context: P
         "the kernels ran: tiles multiplied by look-up while decoding was timed", "", f"{tiles}", f"{looked}",
         planes and looked == tiles > 0,
     )  # fmt: skip
-
-
-class _Step:
-    """One decode step after `DEPTH` tokens; the sequence is rewound, so that every step costs the same."""
-
-    def __init__(self, model: Any) -> None:
-        self.session = model.runtime.begin(DEPTH + 1)
-        self.session.feed(np.arange(1, DEPTH + 1))
-        self.token = np.array([DEPTH + 1])
-        self.calls = 0
-
-    def __call__(self) -> None:
-        self.session.feed(self.token)
-        self.session.rewind(DEPTH)
-        self.calls += 1

@@ -3,8 +3,8 @@
     value = scale V,   V = 2u - (2^bits - 1) odd,   u = clamp(round((w / scale + 2^bits - 1) / 2), 0, 2^bits - 1)
 
 There is no zero and no offset. Scales are float16 unless that loses more than rounding. With H, the second moment of
-the inputs, columns are rounded with error feedback (`quantizers_gptq`), and the scales of a row are then refitted together
-by least squares under H, which the papers have not; without, each weight goes to its nearest level.
+the inputs, columns are rounded with error feedback (`quantizers_gptq`), and the scales of a row are then refitted
+together by least squares under H, which the papers have not; without, each weight goes to its nearest level.
 """
 
 from __future__ import annotations
