@@ -8,8 +8,8 @@
 //   count     per 16 rows x 32 columns and pair of planes: xor (the activation word is broadcast), popcount, and a dot
 //             product that weights by 2^j and adds; planes of the weight by Horner's rule: 3 operations on 512 bits
 //             (VPOPCNTDQ), 8.5 on 256 bits (AVX2, nibble table). Operations grow with n m, nothing else does.
-//   recover   planes to bytes by 15 (n = 1) to 48 (n = 8) operations per 16 rows x 32 columns, once per tile; then 8 dot
-//             products of 64 codes per activation row, for every m.
+//   recover   planes to bytes by 15 (n = 1) to 48 (n = 8) operations per 16 rows x 32 columns, once per tile (for
+//             one row in registers); then 8 dot products of 64 codes per activation row, for every m.
 // Either way integers stay in registers until the float result of a segment is added to its row's sum.
 //
 // The packed weight is one linear stream: tile of 16 rows; group; header of 16 scales, then 16 offsets if it has any,
@@ -24,7 +24,6 @@ namespace headway::bipolar {
 
 constexpr int64_t kRows = 16;
 constexpr int64_t kColumns = 32;
-constexpr int64_t kChunk = 8;            // blocks whose counts an AVX2 kernel adds in 16 bits: 8 x 16 x 255 < 2^15
 constexpr int64_t kSegmentBlocks = 1024; // at most; 32768 x 255 x 255 < 2^31
 constexpr int64_t kAhead = 8192;         // bytes fetched ahead of their use, as in lut.h
 

@@ -1,5 +1,5 @@
 // The walk over a tile that both kinds of bipolar product share, and the counting ones (bipolar.h). Included after a
-// level's simd.h and before its `count_chunk`.
+// level's simd.h and its `kChunk`, the most blocks that its `count_chunk` takes, and before that.
 #pragma once
 #include "bipolar.h"
 

@@ -88,6 +88,15 @@ template <int N> static void recover_tile(const View& w, int64_t tile, bool sums
   }
 }
 
+// The product of levels from that of codes u and bytes: V_w = 2u - top; V_x is the byte, or 2 byte + 1 for 8 bits.
+// `codes`: the sum of u, for 8 bits.
+HEADWAY_INLINE I of_levels(const View& w, const Activations& x, const Segment& at, int64_t row, I products, I codes) {
+  const int32_t top = (1 << w.bits) - 1;
+  const I value = shift_left(products, 1) - set1i(top * ((const int32_t*)x.meta)[(at.index * 3 + 1) * x.rows + row]);
+  if (x.bits < 8) return value;
+  return shift_left(value, 1) + (shift_left(codes, 1) - set1i(top * (int32_t)at.columns));
+}
+
 // BITS: of codes of up to 4 bits, or of up to 8.
 template <int BITS, int COLS> struct Recovered {
   HEADWAY_INLINE void products(const View& w, const Activations& x, const Segment& at, int64_t row,
@@ -107,15 +116,37 @@ template <int BITS, int COLS> struct Recovered {
       }
       for (int c = 0; c < COLS; ++c) value[c] = value[c] + D::total(dots[c]);
     }
-    // V_w = 2u - top; V_x is the byte, or 2 byte + 1 for 8 bits.
-    const int32_t top = (1 << w.bits) - 1;
-    const int32_t* byte_sums = (const int32_t*)x.meta + (at.index * 3 + 1) * rows + row;
-    for (int c = 0; c < COLS; ++c) value[c] = shift_left(value[c], 1) - set1i(top * byte_sums[c]);
-    if (x.bits == 8) {
-      const I codes = load_i((const int32_t*)(recovered + w.blocks * 512) + at.index * 16);
-      const I values = shift_left(codes, 1) - set1i(top * (int32_t)at.columns);
-      for (int c = 0; c < COLS; ++c) value[c] = shift_left(value[c], 1) + values;
+    I codes = set1i(0);
+    if (x.bits == 8) codes = load_i((const int32_t*)(recovered + w.blocks * 512) + at.index * 16);
+    for (int c = 0; c < COLS; ++c) value[c] = of_levels(w, x, at, row + c, value[c], codes);
+  }
+};
+
+// The same for one row of activations: codes go from planes to products in registers.
+template <int N> struct Straight {
+  HEADWAY_INLINE void products(const View& w, const Activations& x, const Segment& at, int64_t row, const uint8_t*,
+                               I* value) {
+    using D = Dot<(N <= 4 ? 4 : 8)>;
+    const int8_t ones[4] = {1, 1, 1, 1};
+    const int8_t* bytes = (const int8_t*)x.codes + at.block * 32;
+    I total = set1i(0), codes = set1i(0);
+    for (int64_t b = 0; b < at.blocks; ++b, bytes += 32) {
+      const uint8_t* p = at.lines + b * 64 * N;
+      for (int i = 0; i < N; ++i) __builtin_prefetch(p + 64 * i + kAhead, 0, 3);
+      Codes line[8];
+      recover_block<N>(p, line);
+      D dot;
+      D::init(dot);
+      for (int q = 0; q < 8; ++q) D::add(dot, line[q], bytes + 4 * q);
+      total = total + D::total(dot);
+      if (x.bits == 8) {
+        D sums;
+        D::init(sums);
+        for (int q = 0; q < 8; ++q) D::add(sums, line[q], ones);
+        codes = codes + D::total(sums);
+      }
     }
+    *value = of_levels(w, x, at, row, total, codes);
   }
 };
 
@@ -128,6 +159,12 @@ static void recover(const View& w, const Activations& x, float* y, int64_t* exac
   using Recover = void (*)(const View&, int64_t, bool, uint8_t*);
   static const Recover by_bits[] = {recover_tile<1>, recover_tile<2>, recover_tile<3>, recover_tile<4>,
                                     recover_tile<5>, recover_tile<6>, recover_tile<7>, recover_tile<8>};
+  static const Walk straight[] = {walk<1, Straight<1>>, walk<1, Straight<2>>, walk<1, Straight<3>>, walk<1, Straight<4>>,
+                                  walk<1, Straight<5>>, walk<1, Straight<6>>, walk<1, Straight<7>>, walk<1, Straight<8>>};
+  if (x.rows == 1) {
+    for (int64_t tile = begin; tile < end; ++tile) straight[w.bits - 1](w, x, tile, 0, nullptr, y, exact, ldy);
+    return;
+  }
   auto* recovered = (uint8_t*)scratch;
   const Walk several = recovering<kIntColumns>(w.bits), two = recovering<2>(w.bits), one = recovering<1>(w.bits);
   for (int64_t tile = begin; tile < end; ++tile) {

@@ -2,6 +2,12 @@
 // activation plane to weight and widen.
 #include "simd.h"
 
+namespace headway::bipolar {
+namespace {
+constexpr int64_t kChunk = 8;  // counts are added in 16 bits: 8 blocks x 16 x 255 < 2^15
+}
+}  // namespace headway::bipolar
+
 #include "../bipolar_kernel.h"
 #include "../bipolar_quantise.h"
 #include "../bipolar_recover.h"

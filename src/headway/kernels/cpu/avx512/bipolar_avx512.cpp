@@ -1,6 +1,12 @@
 // Bipolar kernels for AVX-512 with VNNI: counting by a nibble table, 8 operations per 512 bits.
 #include "simd.h"
 
+namespace headway::bipolar {
+namespace {
+constexpr int64_t kChunk = 32;
+}
+}  // namespace headway::bipolar
+
 #include "../bipolar_kernel.h"
 #include "../bipolar_quantise.h"
 #include "../bipolar_recover.h"

@@ -6,6 +6,12 @@
 #endif
 #include "simd.h"
 
+namespace headway::bipolar {
+namespace {
+constexpr int64_t kChunk = 32;
+}
+}  // namespace headway::bipolar
+
 #include "../bipolar_kernel.h"
 
 namespace headway::bipolar {
@@ -17,7 +23,7 @@ HEADWAY_INLINE void count_chunk(const uint8_t* w, int bits, int64_t blocks, cons
   for (int c = 0; c < COLS; ++c) sum[c] = _mm512_setzero_si512();
   for (int i = bits - 1; i >= 0; --i) {
     for (int c = 0; c < COLS; ++c) sum[c] = _mm512_slli_epi32(sum[c], 1);
-    for (int64_t b = 0; b < blocks; ++b) {
+    const auto step = [&](int64_t b) __attribute__((always_inline)) {
       const uint8_t* at = w + (b * bits + i) * 64;
       _mm_prefetch((const char*)at + kAhead, _MM_HINT_T0);
       const __m512i line = _mm512_loadu_si512(at);
@@ -27,7 +33,12 @@ HEADWAY_INLINE void count_chunk(const uint8_t* w, int bits, int64_t blocks, cons
           __asm__("vpxord %2%{1to16%}, %1, %0" : "=v"(v) : "v"(line), "m"(x[b * stride + c * M + j]));
           sum[c] = _mm512_dpbusd_epi32(sum[c], _mm512_set1_epi8((char)(1 << j)), _mm512_popcnt_epi32(v));
         }
-    }
+    };
+    int64_t b = 0;
+    if constexpr (M <= 2)
+      for (; b + 4 <= blocks; b += 4)
+        for (int k = 0; k < 4; ++k) step(b + k);
+    for (; b < blocks; ++b) step(b);
   }
   for (int c = 0; c < COLS; ++c) acc[c].v = _mm512_add_epi32(acc[c].v, sum[c]);
 }

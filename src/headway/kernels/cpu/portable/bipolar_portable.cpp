@@ -1,6 +1,12 @@
 // Bipolar kernels in plain C++: counting by shifts and masks, 16 rows at a time.
 #include "simd.h"
 
+namespace headway::bipolar {
+namespace {
+constexpr int64_t kChunk = 32;
+}
+}  // namespace headway::bipolar
+
 #include "../bipolar_kernel.h"
 #include "../bipolar_quantise.h"
 #include "../bipolar_recover.h"
