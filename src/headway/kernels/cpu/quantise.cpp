@@ -189,7 +189,7 @@ nb::object sweep(const Array<float, 2>& w, const Array<float, 2>& v, const Array
 
 nb::object refine(const Array<float, 2>& w, const Array<uint8_t, 2>& codes, const Array<float, 2>& h,
                   const Array<float, 2>& scale, const Array<float, 2>& minimum, int64_t group, int levels, int rounds,
-                  bool half, int threads) {
+                  bool half, int threads, bool centred) {
   const auto out = int64_t(w.shape(0)), in = int64_t(w.shape(1));
   check(out > 0 && in > 0 && group > 0 && levels > 0 && levels < 256 && rounds >= 0, "sizes must be positive");
   check(int64_t(h.shape(0)) == in && int64_t(h.shape(1)) == in, "h must be (in, in)");
@@ -218,8 +218,8 @@ nb::object refine(const Array<float, 2>& w, const Array<uint8_t, 2>& codes, cons
       gather(codes.data(), out, in, first, rows, uint8_t(0), panel_codes);
       gather(scale.data(), out, groups, first, rows, 1.0f, ps);
       gather(minimum.data(), out, groups, first, rows, 0.0f, pm);
-      const RefineArgs args = {panel, h.data(), sums.data(), in, group, groups, levels, rounds, half, panel_codes, ps, pm,
-                               pm + groups * rows};
+      const RefineArgs args = {panel, h.data(), sums.data(), in, group, groups, levels, rounds, half, centred, panel_codes,
+                               ps, pm, pm + groups * rows};
       kernels.refine(&args);
       scatter(panel_codes, out, in, first, rows, new_codes);
       scatter(ps, out, groups, first, rows, new_scale);
@@ -237,7 +237,9 @@ void bind(nb::module_& m) {
   m.def("quantise_sweep", &sweep, "w"_a, "v"_a, "order"_a, "scale"_a.none(), "minimum"_a.none(), "grid"_a.none(),
         "group"_a, "levels"_a, "threads"_a = 0, "Codes (out, in) of W with error feedback by v, columns taken in `order`.");
   m.def("quantise_refine", &refine, "w"_a, "codes"_a, "h"_a, "scale"_a, "minimum"_a, "group"_a, "levels"_a, "rounds"_a,
-        "half"_a, "threads"_a = 0, "Codes, scale and minimum improved in turn under (w - value) h (w - value)^T.");
+        "half"_a, "threads"_a = 0, "centred"_a = false,
+        "Codes, scale and minimum improved in turn under (w - value) h (w - value)^T. centred: minimum stays at\n"
+        "-scale levels / 2.");
 }
 const Binding binding(bind);
 

@@ -57,6 +57,7 @@ struct RefineArgs {
   int levels;
   int rounds;
   int half;        // 1: scale and minimum are rounded to float16
+  int centred;     // 1: minimum is kept at -scale levels / 2 (not rounded), and scales alone are fitted
   uint8_t* codes;  // [in][rows], in and out
   float* scale;    // [groups][rows], in and out
   float* minimum;

@@ -315,6 +315,16 @@ static void refine_equations(const RefineState& t, float centre) {
   }
 }
 
+// The equations of the scales alone: what moves the middle of a group's grid is taken out.
+static void refine_centred(const RefineState& t) {
+  for (int64_t u = 0; u < 2 * t.a->groups; ++u)
+    for (int v = 0; v < kVectors; ++v) {
+      if (u % 2) store(t.right + u * kRows + 16 * v, zero());
+      for (int64_t w = 0; w <= u; ++w)
+        if (u % 2 || w % 2) store(t.triangle + triangle_at(u, w) + 16 * v, u == w ? set1(1.0f) : zero());
+    }
+}
+
 // Solves the equations by L D L^T in place; the answer is in `right`.
 static void refine_solve(const RefineState& t) {
   const int64_t unknowns = 2 * t.a->groups;
@@ -371,12 +381,15 @@ static void refine_fit(const RefineState& t) {
   const RefineArgs* a = t.a;
   const float centre = (float)a->levels * 0.5f;
   refine_equations(t, centre);
+  if (a->centred) refine_centred(t);
   refine_solve(t);
   for (int64_t k = 0; k < a->groups; ++k)
     for (int v = 0; v < kVectors; ++v) {
       float *s = a->scale + k * kRows + 16 * v, *m = a->minimum + k * kRows + 16 * v;
       const F by = load(t.right + 2 * k * kRows + 16 * v), shift = load(t.right + (2 * k + 1) * kRows + 16 * v);
-      const F old = load(s), wide = rounded(old + by, a->half), low = rounded(load(m) + (shift - set1(centre) * by), a->half);
+      const F old = load(s), wide = rounded(old + by, a->half);
+      const F low = a->centred ? zero() - set1(centre) * wide
+                               : rounded(load(m) + (shift - set1(centre) * by), a->half);
       const F least = old * set1(0.1f);  // a step this far is not to be trusted: the group stays as it is
       store(m, where_less(bits(least), bits(wide), low, load(m)));
       store(s, where_less(bits(least), bits(wide), wide, old));

@@ -3,9 +3,10 @@
 A code u of n bits stands for the odd integer V = 2u - (2^n - 1) (bipolar-INT, arXiv 2409.17870). Group k of a row holds
 columns k*group_size .. (k+1)*group_size - 1 (the last may be shorter; 0: the row). The exact value is
     value = float32(float64(scale) V + float64(offset))      turned back by `hadamard.turned` where `rotate` > 0
+
 Its product rounds activations: turned, then per row and `act_group` columns to odd multiples of a scale (of 0 where
-all are 0). Integers are exact, and scaled segment by segment in one order: the same bits on every machine, for any batch, and
-whether bits are counted or codes recovered.
+all are 0). Integers are exact, and scaled segment by segment in one order: the same bits on every machine, for any
+batch, and whether bits are counted or codes recovered.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import numpy as np
 
 from headway.core.evidence import Evidence
 from headway.kernels.cpu import _cpu
-from headway.llm.weights.bipolar import BipolarWeight, I64, quantised_activations
+from headway.llm.weights.bipolar import I64, BipolarWeight, quantised_activations
 from headway.llm.weights.grouped import group_count
 from headway.llm.weights.quantizers import rtn
 
@@ -98,7 +98,7 @@ def triton_mismatches(seed: int, device: str) -> tuple[int, int]:
 
 
 def converted_ulps(seed: int) -> float:
-    """Largest distance of converted signed integers from scale v + z, in units of the last place of its largest part."""
+    """Largest distance of converted signed integers from scale v + z, in last places of the larger of value and z."""
     rng = np.random.default_rng(seed)
     worst = 0.0
     for bits, group in itertools.product(range(1, 9), (32, 128)):

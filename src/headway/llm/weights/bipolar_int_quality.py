@@ -1,4 +1,4 @@
-"""The quality part of the proof of `bipolar-int`: perplexity against the float model, paired by token (proof_quality.py).
+"""The quality part of the proof of `bipolar-int`: perplexity against the float model (proof_quality.py).
 
 All linear layers of the blocks; embedding and head as they were loaded. The floor has one scale per token and nothing
 turned; the goals turn weights and activations and give 64 channels a scale. 2 bits are reported and no bar.

@@ -11,7 +11,7 @@ Four claims, as experiments on this machine with a real language model, batch 1:
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 

@@ -3,8 +3,8 @@
     value = scale V,   V = 2u - (2^bits - 1) odd,   u = clamp(round((w / scale + 2^bits - 1) / 2), 0, 2^bits - 1)
 
 There is no zero and no offset. Scales are float16 unless that loses more than rounding. With H, the second moment of
-the inputs, columns are rounded with error feedback (`quantizers_gptq`), and the scales of a row are then refitted
-together by least squares under H, which the papers have not; without, each weight goes to its nearest level.
+the inputs, columns are rounded with error feedback, and scales and codes then improved in turn (`quantizers_gptq`),
+which the papers have not; without, each weight goes to its nearest level.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from headway.llm.weights.quantizers_gptq import DAMPING, damped, feedback
 CLIPS = 16
 NARROWEST = {1: 0.0, 2: 0.3, 3: 0.4, 4: 0.5}
 """The search tries this many shares of a group's largest weight, from 1 down to the narrowest (0.6 from 5 bits on)."""
-ROUNDS = 2
-"""Passes of error feedback, the scales refitted after each."""
+ROUNDS = 1
+"""Rounds of improvement after error feedback: all scales of a row, then each code in turn."""
 
 _ROWS = 64
 
@@ -69,15 +69,17 @@ def bipolar(
         raise BadInput(f"H of shape {hessian.shape} does not fit {columns} inputs", "give (in_features, in_features)")
     from headway.kernels.cpu import _cpu
 
-    h = damped(hessian, damping)
     pass_ = feedback(hessian, damping)
     scale = _kept(fit_scale(w, bits, group, np.diagonal(hessian), clip))
     top = 2**bits - 1
-    for _ in range(max(1, rounds)):
-        step = np.ascontiguousarray(scale, np.float32)
-        codes: U8 = _cpu.quantise_sweep(w, pass_.v, pass_.order, 2 * step, -top * step, None, group, top, threads)
-        if rounds:
-            scale = _kept(refitted(w, codes, step, bits, group, h))
+    step = np.ascontiguousarray(scale, np.float32)
+    codes: U8 = _cpu.quantise_sweep(w, pass_.v, pass_.order, 2 * step, -top * step, None, group, top, threads)
+    if rounds:
+        half = scale.dtype == np.float16
+        codes, wide, _ = _cpu.quantise_refine(
+            w, codes, damped(hessian, damping), 2 * step, -top * step, group, top, rounds, half, threads, centred=True
+        )
+        scale = _kept(wide / 2) if half else wide / 2
     return BipolarCodes(bits, codes, scale, group)
 
 
@@ -133,22 +135,6 @@ def _searched(size: F32, heavy: F32, widest: F32, bits: int, top: np.float32) ->
                     "rgk,rgk,gk->rg", level, level, heavy
                 )
     return best
-
-
-def refitted(w: F32, codes: U8, scale: F32, bits: int, group: int, h: F32) -> F32:
-    """The scales of each row, all at once, of least (w - value) H (w - value)^T, where that is positive."""
-    columns, top = w.shape[1], np.float32(2**bits - 1)
-    level = 2 * codes.astype(np.float32) - top
-    starts = np.arange(0, columns, group)
-    wanted = np.add.reduceat(level * (w @ h), starts, axis=1).astype(np.float64)
-    normal = np.empty((len(w), len(starts), len(starts)))
-    for k, start in enumerate(starts):
-        part = slice(start, min(columns, start + group))
-        normal[:, k] = np.add.reduceat((level[:, part] @ h[part]) * level, starts, axis=1)
-    ridge = 1e-6 * np.trace(normal, axis1=1, axis2=2) / len(starts)
-    normal[:, np.arange(len(starts)), np.arange(len(starts))] += ridge[:, None]
-    found = np.linalg.solve(normal, (wanted + ridge[:, None] * scale)[..., None])[..., 0]
-    return np.where(found > 0.25 * scale, found, scale).astype(np.float32)
 
 
 def _kept(scale: F32) -> Array:
