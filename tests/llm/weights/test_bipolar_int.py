@@ -146,7 +146,8 @@ def test_gptq_beats_rounding_on_the_inputs_it_was_calibrated_on(model):
 
 def test_a_recipe_mixes_it_with_other_weight_systems_and_an_artifact_brings_it_back(tiny: TinyFolder, tmp_path):
     model = load(tiny.path)
-    text = 'bipolar-int(weight_bits=8, quantizer="rtn", only="*.mlp.*") + lut-gemm(bits=4, quantizer="rtn", skip="*.mlp.*")'
+    ours = 'bipolar-int(weight_bits=8, quantizer="rtn", only="*.mlp.*")'
+    text = ours + ' + lut-gemm(bits=4, quantizer="rtn", skip="*.mlp.*")'
     mixed = apply_recipe(Recipe.parse(text), model, Context(target=TARGET, threads=1)).with_runtime("native")
     forms = {site.name: mixed.weight(site.name).form for site in mixed.sites() if site.kind == "linear"}
     assert all(form == ("bipolar" if ".mlp." in name else "bitplanes") for name, form in forms.items())

@@ -167,7 +167,8 @@ class BipolarInt(WeightTransform[BipolarSettings]):
         return BipolarWeight.form, site.out_features * (planes + floats * groups)
 
     def options(self, model: Model, target: Target) -> Sequence[Mapping[str, Any]]:
-        return ({"weight_bits": 6}, {"weight_bits": 5}, {"weight_bits": 4})
+        """Widths between 4 and 8 bits, where the slot's other systems have none: each costs the search a pass."""
+        return ({"weight_bits": 6}, {"weight_bits": 5})
 
 
 _turns: dict[tuple[int, int], tuple[weakref.ref[F32], F32]] = {}
