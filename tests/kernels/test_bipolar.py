@@ -84,6 +84,13 @@ def test_every_way_level_thread_count_and_batch_gives_the_same_bits():
             assert np.array_equal(native.dequantize(), w.dequantize())
 
 
+def test_activations_rounded_by_several_threads_are_the_same():
+    for rotate, act_group in itertools.product((0, 64, 256), (0, 64, 96)):
+        w = weight(3, 40, 1500, 96, act_bits=4, rotate=rotate, act_group=act_group)
+        x = inputs(16, 1500)
+        assert np.array_equal(w.native().matmul(x, threads=2), w.native().matmul(x, threads=1))
+
+
 @given(
     n=st.integers(1, 8),
     m=st.integers(1, 8),

@@ -10,6 +10,12 @@
 //             (VPOPCNTDQ), 8.5 on 256 bits (AVX2, nibble table). Operations grow with n m, nothing else does.
 //   recover   planes to bytes by 15 (n = 1) to 48 (n = 8) operations per 16 rows x 32 columns, once per tile (for
 //             one row in registers); then 8 dot products of 64 codes per activation row, for every m.
+// Measured on one core (Zen 5), weights in L2:
+//   16 rows, one scale per row and token: counting reaches 0.71 (W1A1) to 0.9 of what the same three operations do on
+//   registers alone, 2.9 Tbit/s; AVX2 0.78 to 0.9 of 0.55. Segments of 64 columns add 1 ns per tile and row each.
+//   One row, segments of 64, a million weights: counting 4 us and 0.6 to 1 us more per pair of planes; recovering 7 us
+//   (n = 1) to 17 us (n = 8); AVX2 7 and 2.3, and 14 to 67. Rounding K = 576 activations takes 0.4 us, with the search of
+//   scales 1.0.
 // Either way integers stay in registers until the float result of a segment is added to its row's sum.
 //
 // The packed weight is one linear stream: tile of 16 rows; group; header of 16 scales, then 16 offsets if it has any,
