@@ -145,7 +145,7 @@ class BipolarInt(WeightTransform[BipolarSettings]):
         w = turned_weight(w, settings.rotate)
         if settings.convert == "native":
             found = bipolar(w, bits, group, hessian=h, clip=settings.clip == "mse", damping=DAMPING)
-            return BipolarWeight.from_codes(found.codes, found.scale, bits=bits, **how)
+            return BipolarWeight.from_codes(found.codes, found.scale, None, bits=bits, **how)
         columns = group or w.shape[1]
         grid = "mse" if settings.clip == "mse" else "zero"
         signed = (

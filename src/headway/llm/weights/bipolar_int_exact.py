@@ -59,7 +59,7 @@ def products(seed: int, widths: tuple[int, ...]) -> Iterator[tuple[BipolarWeight
         codes = rng.integers(0, 1 << n, (rows, columns)).astype(np.uint8)
         scale = np.ones((rows, group_count(columns, group or columns)), np.float16)
         how = {"group_size": group, "act_bits": m, "act_group": act_group, "rotate": int(rng.choice([0, 64]))}
-        w = BipolarWeight.from_codes(codes, scale, bits=n, **how)
+        w = BipolarWeight.from_codes(codes, scale, None, bits=n, **how)
         x = rng.standard_normal((batch, columns), dtype=np.float32)
         levels, _ = quantised_activations(x, m, act_group, w.rotate, w.clip)
         yield w, x, levels.astype(np.int64) @ w.levels().astype(np.int64).T
