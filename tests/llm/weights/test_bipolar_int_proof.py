@@ -51,7 +51,7 @@ def context(tiny: TinyFolder, tmp_path, monkeypatch) -> ProofContext:
     monkeypatch.setattr(proof_quality, "WINDOW", 64)
     monkeypatch.setattr(proof_quality, "WINDOWS", 4)
     monkeypatch.setattr(proof_quality, "CALIBRATION_WINDOWS", 6)
-    monkeypatch.setattr(bench, "SIDE", 64)
+    monkeypatch.setattr(bench, "ROWS", 64)
     monkeypatch.setattr(exact, "COLUMNS", (1, 65))
     monkeypatch.setattr(exact, "TRITON_COLUMNS", (31,))
     monkeypatch.setattr(exact, "triton_apart", lambda seed: (*exact.triton_mismatches(seed, "cpu"), "interpreted"))

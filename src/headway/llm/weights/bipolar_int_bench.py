@@ -16,8 +16,8 @@ from headway.llm.weights.bipolar import BipolarWeight, measured_count_rows
 from headway.llm.weights.grouped import Int8Weight, group_count
 from headway.llm.weights.kernel_timing import Arms, Seconds
 
-SIDE, BATCH = 2048, 16
-"""Rows, columns and activation rows of the product whose time is fitted over the widths."""
+ROWS, COLUMNS, BATCH = 512, 2048, 16
+"""Rows, columns and activation rows of the product whose time is fitted over the widths: at most some ms each."""
 WIDTHS = (1, 2, 3, 4, 8)
 ROOF = "registers alone"
 ROOF_BITS = 1e9
@@ -34,15 +34,15 @@ def pair(n: int, m: int) -> str:
 def widths(level: str, seed: int) -> Arms:
     """Counting at every pair of widths, one scale per row and token, one thread; and the roof for ROOF_BITS bits."""
     rng = np.random.default_rng(seed)
-    x = rng.standard_normal((BATCH, SIDE), dtype=np.float32)
+    x = rng.standard_normal((BATCH, COLUMNS), dtype=np.float32)
     arms: dict[str, Any] = {}
     for n in WIDTHS:
-        codes = rng.integers(0, 1 << n, (SIDE, SIDE), dtype=np.uint8)
-        scale = np.ones((SIDE, 1), np.float16)
+        codes = rng.integers(0, 1 << n, (ROWS, COLUMNS), dtype=np.uint8)
+        scale = np.ones((ROWS, 1), np.float16)
         for m in WIDTHS:
             weight = BipolarWeight.from_codes(codes, scale, bits=n, group_size=0, act_bits=m, act_group=0)
             native = weight.packed(1 << 30, level)
-            arms[pair(n, m)] = lambda native=native: _cpu.time_matmul([[native]], x, 4, 1).min(axis=0)
+            arms[pair(n, m)] = lambda native=native: _cpu.time_matmul([[native]], x, 6, 1).min(axis=0)
     arms[ROOF] = lambda: np.array([ROOF_BITS / _cpu.bipolar_roof(level, 3)])
     return arms
 

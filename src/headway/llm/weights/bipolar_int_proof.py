@@ -91,7 +91,7 @@ def law(evidence: Evidence, context: ProofContext) -> None:
     samples = 3 if context.quick else 8
     with context.progress.task(f"every pair of widths, {level}", samples) as task:
         timing = interleave(bench.widths(level, context.seed), pair(1, 1), samples, context.seed, task)
-    evidence.add_timing(f"{bench.SIDE} x {bench.SIDE}, {bench.BATCH} rows, 1 thread, {level}", timing)
+    evidence.add_timing(f"{bench.ROWS} x {bench.COLUMNS}, {bench.BATCH} rows, 1 thread, {level}", timing)
     pairs = list(itertools.product(bench.WIDTHS, bench.WIDTHS))
     seconds = np.array([timing.median_s(pair(n, m)) for n, m in pairs])
     products = np.array([n * m for n, m in pairs], float)
@@ -102,7 +102,7 @@ def law(evidence: Evidence, context: ProofContext) -> None:
     )  # fmt: skip
     grows = ratio(timing, pair(2, 2), pair(1, 1))
     evidence.bar(f"law: time of W2A2 over W1A1's ({level})", "4", "3 to 4.6", f"{grows:.2f}", 3 <= grows <= 4.6)
-    bits = products * bench.BATCH * bench.SIDE * bench.SIDE
+    bits = products * bench.BATCH * bench.ROWS * bench.COLUMNS
     roof = bench.ROOF_BITS / timing.median_s(bench.ROOF)
     shares = bits / seconds / roof
     evidence.bar(
