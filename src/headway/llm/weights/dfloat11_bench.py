@@ -21,7 +21,7 @@ from headway.kernels import cpu
 from headway.kernels.cpu import _cpu
 from headway.llm.weights.coded import CodedWeight
 from headway.llm.weights.huffman import tables
-from headway.llm.weights.interleaved import Seconds
+from headway.llm.weights.kernel_timing import Seconds
 
 if TYPE_CHECKING:
     from headway.llm.language_model import LanguageModel

@@ -26,7 +26,7 @@ from headway.llm.weights.coded import U16, CodedWeight
 from headway.llm.weights.dense import DenseWeight, to_bf16
 from headway.llm.weights.dfloat11 import SYSTEM, Dfloat11, bfloat16_bits, coded, counts, grouped
 from headway.llm.weights.huffman import POINTERS, code_lengths
-from headway.llm.weights.interleaved import interleave, ratio
+from headway.llm.weights.kernel_timing import interleave, ratio
 
 if TYPE_CHECKING:
     from headway.llm.language_model import LanguageModel
