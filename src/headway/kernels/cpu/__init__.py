@@ -17,6 +17,8 @@ import numpy.typing as npt
 
 import headway.kernels.cpu._cpu as _cpu
 
+_cpu.isa()  # RuntimeError here for a HEADWAY_ISA that cannot be, not in a thread of the pool
+
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
 Mode = Literal["fast", "exact"]
