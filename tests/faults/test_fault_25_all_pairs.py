@@ -12,7 +12,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -33,6 +33,7 @@ from headway.core.slots import SLOTS
 from headway.core.system import Context
 from headway.core.workload import Texts, Workload
 from headway.llm.load import load_saved
+from headway.llm.weights.dense import from_bf16, to_bf16
 from headway.optimize.applying import apply_recipe
 from headway.optimize.subjects import make_subject
 
@@ -48,6 +49,8 @@ MOST = {"rounds": 3, "calib_tokens": 2048, "batch_crossover": 64, "group_size": 
 def drawn(name: str, field: Any, generator: random.Random) -> Any:
     """A valid value of a setting."""
     kind = field.annotation
+    if get_origin(kind) is dict:
+        return None
     if get_origin(kind) is Literal:
         return generator.choice(get_args(kind))
     if kind is bool:
@@ -64,22 +67,31 @@ def drawn(name: str, field: Any, generator: random.Random) -> Any:
 
 def step(slug: str, only: str, generator: random.Random) -> Step:
     """The system with every setting drawn, on those sites."""
-    fields = system(slug).settings.model_fields
-    names = [name for name in fields if name not in ("only", "skip")]
-    settings = {name: value for name in names if (value := drawn(name, fields[name], generator)) is not None}
-    return Step(slug, {**settings, **({"only": (only,)} if only else {})})
+    kind = system(slug).settings
+    names = [name for name in kind.model_fields if name not in ("only", "skip")]
+    while True:
+        drawings = {name: drawn(name, kind.model_fields[name], generator) for name in names}
+        settings = {name: value for name, value in drawings.items() if value is not None}
+        with suppress(BadInput):  # some systems have rules between settings: draw again
+            kind.parse(settings, slug)
+            return Step(slug, {**settings, **({"only": (only,)} if only and "only" in kind.model_fields else {})})
 
 
 def yes(generator: random.Random) -> Recipe:
-    """One to three systems on sites of their own."""
-    parts = generator.choice(PARTS)
-    chosen = [generator.choice(sorted(systems())) for _ in range(generator.randint(1, 3))]
-    return Recipe(tuple(step(slug, only, generator) for slug, only in zip(chosen, parts, strict=False)))
+    """One to three systems that go together, those of weights on sites of their own."""
+    while True:
+        parts = generator.choice(PARTS)
+        chosen = [generator.choice(sorted(systems())) for _ in range(generator.randint(1, 3))]
+        recipe = Recipe(tuple(step(slug, only, generator) for slug, only in zip(chosen, parts, strict=False)))
+        with suppress(BadInput):
+            compatibility.check(recipe)
+            return recipe
 
 
 def no(generator: random.Random) -> Recipe:
     """Two or three, of which two take every site, or one what another has."""
-    chosen = [generator.choice(sorted(systems())) for _ in range(generator.randint(2, 3))]
+    weights = sorted(slug for slug, entry in systems().items() if entry.card.slot == "weights")
+    chosen = [generator.choice(weights) for _ in range(generator.randint(2, 3))]
     taken = generator.choice(PARTS)
     steps = [step(slug, only, generator) for slug, only in zip(chosen, taken, strict=False)]
     at = generator.randrange(len(steps))
@@ -115,7 +127,10 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         target = use_home(folder / "home")
-        self.path = TinyFolder(folder / "tiny").path
+        tiny = TinyFolder(folder / "tiny")  # of bfloat16 values, which no system refuses
+        tiny.tensors = {name: from_bf16(to_bf16(tensor)) for name, tensor in tiny.tensors.items()}
+        tiny.write()
+        self.path = tiny.path
         texts = [" ".join(np.random.default_rng(seed).choice(WORDS, 4000)) for seed in range(3)]
         workload = Workload(prompt_tokens=16, output_tokens=4, texts=Texts(*texts, "test"))
         self.model = headway.load(str(self.path))

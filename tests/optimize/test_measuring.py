@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from headway.core.evidence import Evidence
 from headway.core.measure import Timing
+from headway.core.progress import Progress
 from headway.core.recipe import Recipe
 from headway.optimize.candidate import Candidate
 from headway.optimize.measuring import BASELINE, UNMODIFIED, Bench
@@ -27,10 +28,7 @@ class Stub:
     def units(self, split: str) -> int:
         return 1
 
-    class progress:
-        @staticmethod
-        def track(things: Any, text: str) -> Iterator[Any]:
-            yield from things
+    progress = Progress()
 
 
 class Loaded(Bench):
@@ -46,8 +44,8 @@ class Loaded(Bench):
     def memory(self, recipe: Recipe) -> float:
         return 1.0
 
-    def quality(self, *_: Any, **__: Any) -> dict[str, float]:
-        return {"quality": 1.0}
+    def qualities(self, recipes: Sequence[Recipe], *_: Any, **__: Any) -> list[dict[str, float]]:
+        return [{"quality": 1.0} for _ in recipes]
 
     def timings(self, recipes: Mapping[str, Recipe], rounds: int, purpose: str) -> dict[str, tuple[Timing, int]]:
         load = self.loads.pop(0)

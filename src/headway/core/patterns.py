@@ -45,7 +45,7 @@ def compress(chosen: Iterable[str], names: Iterable[str]) -> list[str]:
     roles: dict[tuple[str, str], list[int]] = {}
     found: list[str] = []
     for name in chosen:
-        number = re.search(r"(?<![^.])\d+(?![^.])", name)
+        number = re.search(r"(?<![^.])(?:0|[1-9][0-9]*)(?![^.])", name)
         if number is None:
             found.append(_literal(name))
         else:

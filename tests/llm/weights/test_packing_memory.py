@@ -38,6 +38,8 @@ with ResidentPeak() as peak:
 print(json.dumps([peak.over_bytes, packed.nbytes]))
 """
 ROWS, COLUMNS = 24_000, 1024
+HUGE_PAGES = 2 * (2 << 20)
+"""What rounding two buffers up to huge pages can take, where the kernel has some to give."""
 
 
 def weights() -> dict[str, StoredWeight]:
@@ -65,7 +67,7 @@ def test_packing_peaks_near_the_packed_bytes(form: str, spare: float, tmp_path: 
     )
     peak, packed = json.loads(done.stdout)
     assert packed <= weight.nbytes * 1.02
-    assert peak < packed * (1 + spare)
+    assert peak < packed * (1 + spare) + HUGE_PAGES
 
 
 @pytest.mark.parametrize("dtype", ["f16", "bf16"])

@@ -78,7 +78,7 @@ def _moments(model: Model, context: Context) -> dict[str, Any]:
 def key_of(model: Model, context: Context) -> list[Any]:
     """What a calibration depends on, for keys of the step cache."""
     model = context.original or model
-    tensors = [a for arguments in context.calibration for a in arguments if isinstance(a, Tensor)]
+    tensors = [a for arguments in context.calibration or () for a in arguments if isinstance(a, Tensor)]
     digest = sha256_of(*(tensor.contiguous().numpy().tobytes() for tensor in tensors))
     return [VERSION, model.fingerprint(), CAP, PLAIN, context.seed, digest]
 
