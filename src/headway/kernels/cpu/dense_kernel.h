@@ -62,6 +62,45 @@ static void dense_panel(const float* panel, int64_t cols, const float* x, int64_
   dense_tile<0>(panel, cols, x, ldx, rows, y, ldy, tile_rows, accumulate != 0);
 }
 
+// COLS activation rows against TILES tiles, for GEMM: on AVX-512 24 sums, 14 loads for 24 FMAs, so that the FMA units
+// are the limit (one tile and 8 rows: 9 loads for 8). FETCH: bring a later tile, at `ahead`, into the second level.
+template <int STORAGE, int TILES, int COLS, bool FETCH>
+static void dense_panes(const char* w, size_t stride, const char* ahead, int64_t cols, const float* x, int64_t ldx,
+                        float* y, int64_t ldy, int64_t last_rows) {
+  F acc[TILES][COLS];
+  for (int t = 0; t < TILES; ++t)
+    for (int c = 0; c < COLS; ++c) acc[t][c] = zero();
+  for (int64_t k = 0; k < cols; ++k) {
+    if constexpr (FETCH)
+      if (STORAGE == 0 || k % 2 == 0) __builtin_prefetch(ahead + k * (STORAGE == 0 ? 64 : 32), 0, 2);
+    F v[TILES];
+    for (int t = 0; t < TILES; ++t) v[t] = dense_load<STORAGE>(w + (size_t)t * stride, k * 16);
+#pragma GCC unroll 16
+    for (int c = 0; c < COLS; ++c) {
+      const F a = set1(x[c * ldx + k]);
+      for (int t = 0; t < TILES; ++t) acc[t][c] = fma(v[t], a, acc[t][c]);
+    }
+  }
+  for (int c = 0; c < COLS; ++c)
+    for (int t = 0; t < TILES; ++t) store_rows(y + c * ldy + t * 16, acc[t][c], t + 1 < TILES ? 16 : last_rows);
+}
+
+template <int STORAGE, int TILES>
+static void dense_pane(const char* w, size_t stride, int64_t cols, const float* x, int64_t ldx, int64_t rows, float* y,
+                       int64_t ldy, int64_t last_rows) {
+  int64_t r = 0;
+  for (int t = 0; t < TILES && r + kPaneColumns <= rows; ++t, r += kPaneColumns)
+    dense_panes<STORAGE, TILES, kPaneColumns, true>(w, stride, w + (size_t)(TILES + t) * stride, cols, x + r * ldx, ldx,
+                                                    y + r * ldy, ldy, last_rows);
+  for (; r + kPaneColumns <= rows; r += kPaneColumns)
+    dense_panes<STORAGE, TILES, kPaneColumns, false>(w, stride, nullptr, cols, x + r * ldx, ldx, y + r * ldy, ldy,
+                                                     last_rows);
+  for (; r + 4 <= rows; r += 4)
+    dense_panes<STORAGE, TILES, 4, false>(w, stride, nullptr, cols, x + r * ldx, ldx, y + r * ldy, ldy, last_rows);
+  for (; r < rows; ++r)
+    dense_panes<STORAGE, TILES, 1, false>(w, stride, nullptr, cols, x + r * ldx, ldx, y + r * ldy, ldy, last_rows);
+}
+
 template <int STORAGE>
 static void dense_tiles(const void* data, int64_t cols, int64_t out, const float* x, int64_t ldx, int64_t rows,
                         float* y, int64_t ldy, int64_t begin, int64_t end) {
@@ -81,6 +120,12 @@ static void dense_tiles(const void* data, int64_t cols, int64_t out, const float
         }
       }
       for (int t = 0; t < kDenseTiles; ++t) store(y + (tile + t) * 16, acc[t]);
+    }
+  if (rows >= kPaneTiles * kPaneColumns)
+    for (; tile + kPaneTiles <= end; tile += kPaneTiles) {
+      const int64_t left = out - (tile + kPaneTiles - 1) * 16;
+      dense_pane<STORAGE, kPaneTiles>(base + (size_t)tile * stride, stride, cols, x, ldx, rows, y + tile * 16, ldy,
+                                      left < 16 ? left : 16);
     }
   for (; tile < end; ++tile)
     dense_tile<STORAGE>(base + (size_t)tile * stride, cols, x, ldx, rows, y + tile * 16, ldy,

@@ -7,6 +7,7 @@ namespace {
 
 constexpr int kMostProducts = 8;
 constexpr size_t kTaskBytes = 24 << 10;   // weight bytes of one task when x is a row or a few
+constexpr int64_t kManyRows = 16;
 constexpr int64_t kBuildElements = 4096;  // activations below which a form is built by the caller
 
 int64_t tiles_per_task(const Weight& weight, int64_t rows, bool exact, int lanes) {
@@ -15,8 +16,9 @@ int64_t tiles_per_task(const Weight& weight, int64_t rows, bool exact, int lanes
   if (rows > 4 || exact) budget /= 4;
   const auto by_bytes = int64_t(budget / tile_bytes);
   const int64_t by_share = weight.tiles() / (2 * lanes);  // never so large that a lane has no second task
-  const int64_t tiles = std::max<int64_t>(1, std::min(by_bytes, by_share));
-  return std::min(std::max<int64_t>(1, weight.tiles() / lanes), round_up(tiles, weight.tiles_together()));
+  const int64_t pair = rows >= kManyRows && !exact ? 2 : 1;  // dense kernels take pairs of tiles
+  const int64_t tiles = round_up(std::max<int64_t>(1, std::min(by_bytes, by_share)), std::max(pair, weight.tiles_together()));
+  return std::min(std::max<int64_t>(1, weight.tiles() / lanes), tiles);
 }
 
 void build(Pool::Session& session, Acts& acts, const FormSpec& spec) {

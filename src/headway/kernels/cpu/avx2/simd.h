@@ -216,6 +216,8 @@ struct SignedDot {
 
 constexpr int kDenseColumns = 6;
 constexpr int kDenseTiles = 4;
+constexpr int kPaneTiles = 1;
+constexpr int kPaneColumns = 6;
 constexpr int kIntColumns = 4;
 constexpr int kKeyVectors = 1;
 constexpr int kQueryRows = 4;

@@ -125,6 +125,8 @@ struct SignedDot {
 
 constexpr int kDenseColumns = 8;   // activation rows one dense register block takes
 constexpr int kDenseTiles = 4;     // row tiles one dense GEMV takes at once
+constexpr int kPaneTiles = 2;      // row tiles and activation rows of one dense GEMM block
+constexpr int kPaneColumns = 12;
 constexpr int kIntColumns = 8;     // activation rows one integer register block takes
 constexpr int kKeyVectors = 4;     // vectors of 16 keys scored at once
 constexpr int kQueryRows = 4;      // query rows scored at once
