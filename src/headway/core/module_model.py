@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from headway.core.errors import BadInput
 from headway.core.model import Model, Site, Task
 from headway.core.module_origin import Origin
-from headway.core.module_tree import copy_tree, same_storage_key, structure_digest, tensor_digest
+from headway.core.module_tree import copy_tree, is_ours, same_storage_key, structure_digest, tensor_digest
 from headway.core.module_workload import Inputs, ModuleWorkload
 from headway.core.packed_modules import PackedModule, TensorWeight, matrix_shape, pack, site_kind, unpack
 from headway.core.weight import Weight
@@ -59,6 +59,7 @@ class ModuleModel(Model):
         self._module = copy_tree(module, clone_buffers=True).eval()
         self._sites = _sites_reached(self._module, self.sample)
         self._digests: dict[int, tuple[Any, int, bytes]] = {}
+        self._native_forward: Callable[..., Any] | None = None
 
     # What `Model` asks for
 
@@ -133,15 +134,25 @@ class ModuleModel(Model):
     def run(self, inputs: Any) -> Any:
         """One forward pass without gradients; inputs: a tensor, a tuple of arguments or a dict of named ones."""
         with torch.no_grad():
-            return self._module(*arguments(self._module, inputs))
+            return self._forward(*arguments(self._module, inputs))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with torch.no_grad():
-            return self._module(*args, **kwargs)
+            return self._forward(*args, **kwargs) if not kwargs else self._module(*args, **kwargs)
+
+    @property
+    def _forward(self) -> Callable[..., Any]:
+        """Made at the first call of a model, with the weights it has."""
+        if self._native_forward is None:
+            self._native_forward = native_forward(self._module) or self._module
+        return self._native_forward
 
     @property
     def runtime(self) -> nn.Module:
-        """The module that `run` calls: packed sites multiply with their kernels. Shared; do not change it."""
+        """The torch module: packed sites multiply with their kernels. Shared; do not change it.
+
+        `run` calls it, or the native path it has of its own.
+        """
         return self._module
 
     @property
@@ -215,6 +226,7 @@ class ModuleModel(Model):
         made = type(self).__new__(type(self))
         made.__dict__.update(self.__dict__)
         made._module = module
+        made._native_forward = None
         kept = {id(held) for held in (*made._held_tensors().values(), *made.packed_weights().values())}
         made._digests = {key: known for key, known in self._digests.items() if key in kept}
         _leave_fused_paths(module)
@@ -222,6 +234,17 @@ class ModuleModel(Model):
             if isinstance(child, PackedModule):
                 child.kernel_calls = 0
         return made
+
+
+def native_forward(module: nn.Module) -> Callable[..., Any] | None:
+    """What computes `module.forward` natively, where its class is of this package and has a method `native`.
+
+    The method is asked only for float32 on the CPU; it packs the weights that the sites hold, and may give None.
+    """
+    make = getattr(type(module), "native", None) if is_ours(type(module)) else None
+    tensors = [*module.parameters(), *module.buffers()]
+    plain = all(t.device.type == "cpu" and t.dtype in (torch.float32, torch.int64, torch.bool) for t in tensors)
+    return cast("Callable[..., Any] | None", make(module)) if make is not None and plain else None
 
 
 def load_saved(folder: Path) -> ModuleModel:

@@ -33,6 +33,8 @@ class ModuleWorkload:
     """What a score is, e.g. `top-1 agreement`."""
     loss: Callable[[Any, Any], Tensor]
     """(output of the original, output of a candidate) -> a differentiable scalar that grows as they part."""
+    batch: Callable[[int, int], Inputs] | None = None
+    """(items, tokens of each) -> inputs of one size to be timed; None: the sample is repeated."""
 
 
 def tensors_in(output: Any) -> Iterator[Tensor]:

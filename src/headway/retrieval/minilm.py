@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from headway.core.errors import need_extra
 from headway.core.module_model import ModuleModel
 from headway.core.module_origin import Origin, packaged_folder
 from headway.core.module_workload import ModuleWorkload, agreement_for, parting
+from headway.retrieval.native_encoder import NativeEncoder
 from headway.retrieval.sentences import sentences
 
 NAME = "minilm-l6"
@@ -36,6 +37,8 @@ class Config:
     heads: int = 12
     layers: int = 6
     norm_eps: float = 1e-12
+    gelu: Literal["none", "tanh"] = "none"
+    """How GELU is approximated, in torch's words."""
 
 
 class Attention(nn.Module):
@@ -67,10 +70,11 @@ class Layer(nn.Module):
         self.up = nn.Linear(config.width, config.hidden)
         self.down = nn.Linear(config.hidden, config.width)
         self.norm = nn.LayerNorm(config.width, config.norm_eps)
+        self.gelu = config.gelu
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         x = self.attention_norm(x + self.attention(x, mask))
-        return self.norm(x + self.down(F.gelu(self.up(x))))
+        return self.norm(x + self.down(F.gelu(self.up(x), approximate=self.gelu)))
 
 
 class Encoder(nn.Module):
@@ -97,6 +101,10 @@ class Encoder(nn.Module):
         kept = mask[:, :, None].to(self.norm.weight.dtype)
         mean = (self.hidden(ids, mask) * kept).sum(1) / kept.sum(1).clamp_min(1e-9)
         return F.normalize(mean, dim=-1)
+
+    def native(self) -> NativeEncoder | None:
+        """See `headway.core.module_model.native_forward`."""
+        return NativeEncoder(self) if self.layers else None
 
 
 _PARTS = {
@@ -200,4 +208,11 @@ def sentence_workload(model: ModuleModel) -> ModuleWorkload:
         tuple(tokenize(tokenizer, texts[start : start + BATCH]) for start in range(0, len(texts), BATCH))
         for texts in (sentences("calibration"), sentences("search"), sentences("heldout"))
     )
-    return ModuleWorkload(calibration, search, heldout, agreement, metric, parting)
+
+    def batch(items: int, tokens: int) -> tuple[Tensor, Tensor]:
+        """Rows of `tokens` tokens, no padding: consecutive sentences of the held-out text, round and round."""
+        words = torch.cat([ids[mask] for ids, mask in heldout])
+        places = torch.arange(items * tokens) % len(words)
+        return words[places].view(items, tokens), torch.ones(items, tokens, dtype=torch.bool)
+
+    return ModuleWorkload(calibration, search, heldout, agreement, metric, parting, batch)

@@ -215,6 +215,8 @@ static void page_rows(PageView page, const AttendArgs* a, int64_t row, float* s)
   constexpr int vectors = kKeyVectors >= 4 ? 4 : 1;
   int64_t at = 0;
   for (; at + 16 * vectors <= page.dp; at += 16 * vectors) mix_columns<HALF, ROWS, vectors, AHEAD>(page, at, s, back, o);
+  if constexpr (vectors > 1)
+    for (; at + 32 <= page.dp; at += 32) mix_columns<HALF, ROWS, 2, AHEAD>(page, at, s, back, o);
   for (; at < page.dp; at += 16) mix_columns<HALF, ROWS, 1, AHEAD>(page, at, s, back, o);
 }
 

@@ -107,6 +107,9 @@ struct Kernels {
   void (*softcap)(float* x, float cap, int64_t n);
   void (*rope)(float* x, int64_t heads, int64_t head_dim, const float* cosine, const float* sine);
   void (*glu)(float* gate, const float* up, int64_t n, int kind);  // gate = f(gate) * up; 0 silu, 1 gelu (tanh)
+  // y = (x - mean) / sqrt(variance + eps) * w + b, variance over n; y may be x.
+  void (*layer_norm)(const float* x, const float* w, const float* b, float eps, int64_t n, float* y);
+  void (*gelu)(float* x, const float* bias, int64_t n, int kind);  // x = gelu(x + bias); 0 with erf, 1 with tanh
   int64_t (*argmax)(const float* x, int64_t n);                    // the first of equals; -1 if any is NaN
 
   double (*log_sum_exp)(const float* x, int64_t n, float* top);

@@ -85,6 +85,56 @@ static void rope(float* x, int64_t heads, int64_t head_dim, const float* cosine,
     }
 }
 
+// Two passes: the mean, then the squares of what is left of it.
+static void layer_norm(const float* x, const float* w, const float* b, float eps, int64_t n, float* y) {
+  F total = zero(), squares = zero();
+  const int64_t whole = n / 16 * 16;
+  const int rest = (int)(n - whole);
+  for (int64_t i = 0; i < whole; i += 16) total = total + load(x + i);
+  if (rest) total = total + load_part(x + whole, rest);
+  const F mean = set1(sum(total) / (float)n);
+  for (int64_t i = 0; i < whole; i += 16) {
+    const F v = load(x + i) - mean;
+    squares = fma(v, v, squares);
+  }
+  if (rest) {
+    float line[16];
+    store(line, load_part(x + whole, rest) - mean);
+    const F v = load_part(line, rest);
+    squares = fma(v, v, squares);
+  }
+  const F inverse = set1(1.0f / __builtin_sqrtf(sum(squares) / (float)n + eps));
+  for (int64_t i = 0; i < whole; i += 16) store(y + i, fma((load(x + i) - mean) * inverse, load(w + i), load(b + i)));
+  if (rest) {
+    const F v = (load_part(x + whole, rest) - mean) * inverse;
+    store_part(y + whole, fma(v, load_part(w + whole, rest), load_part(b + whole, rest)), rest);
+  }
+}
+
+// x/2 erfc(-x / sqrt 2), by the rational form of Abramowitz and Stegun 7.1.26 (1.5e-7): one side is x less the other,
+// so that neither loses digits.
+HEADWAY_INLINE F gelu_erf(F x) {
+  const F size = from_bits(bits(x) & set1i(0x7fffffff));
+  const F t = set1(1.0f) / fma(size, set1(0.3275911f * 0.70710678f), set1(1.0f));
+  F p = set1(1.061405429f);
+  p = fma(p, t, set1(-1.453152027f));
+  p = fma(p, t, set1(1.421413741f));
+  p = fma(p, t, set1(-0.284496736f));
+  p = fma(p, t, set1(0.254829592f));
+  const F tail = set1(0.5f) * x * (p * t) * exponential(set1(-0.5f) * x * x);
+  return where_less(bits(x), set1i(0), tail, x - tail);
+}
+
+HEADWAY_INLINE F gelu_tanh(F x) {
+  const F cubic = fma(x * x * x, set1(0.044715f), x);
+  return set1(0.5f) * x * (set1(1.0f) + hyperbolic_tangent(cubic * set1(0.7978845608028654f)));
+}
+
+static void gelu(float* x, const float* bias, int64_t n, int kind) {
+  if (kind == 0) each(x, n, [bias](F v, int64_t i, int m) { return gelu_erf(v + load_n(bias + i, m)); });
+  else each(x, n, [bias](F v, int64_t i, int m) { return gelu_tanh(v + load_n(bias + i, m)); });
+}
+
 static void glu(float* gate, const float* up, int64_t n, int kind) {
   if (kind == 0)
     each(gate, n, [up](F v, int64_t i, int m) {
@@ -92,9 +142,7 @@ static void glu(float* gate, const float* up, int64_t n, int kind) {
     });
   else
     each(gate, n, [up](F v, int64_t i, int m) {
-      const F cubic = fma(v * v * v, set1(0.044715f), v);
-      const F t = hyperbolic_tangent(cubic * set1(0.7978845608028654f));
-      return set1(0.5f) * v * (set1(1.0f) + t) * load_n(up + i, m);
+      return gelu_tanh(v) * load_n(up + i, m);
     });
 }
 

@@ -8,6 +8,7 @@
   namespace headway {                                                                                           \
   extern const Kernels name;                                                                                    \
   const Kernels name = {dense_panel, dense,        dense_expand,  quantise, integer, integer_expand, rms_norm,     \
-                        add,         scale,        softcap,       rope,     glu,     argmax,         log_sum_exp,  \
-                        divergence,  kv_write,     attend,        attend_merge, attend_finish, read};             \
+                        add,         scale,        softcap,       rope,     glu,     layer_norm,     gelu,         \
+                        argmax,      log_sum_exp,  divergence,    kv_write, attend,  attend_merge,   attend_finish, \
+                        read};                                                                                  \
   }
