@@ -59,20 +59,25 @@ class BenchResult:
     rows: list[dict[str, Any]]
     evidence: Evidence
     target: Target
+    layout: Callable[[list[dict[str, Any]]], str]
 
     def as_json(self) -> dict[str, Any]:
         return {"engines": self.rows, "evidence": self.evidence.to_json()}
 
     def table(self) -> str:
-        wide = max(len(row["engine"]) for row in self.rows)
-        lines = [f"{'engine':<{wide}}  batch  context  decode tok/s  prefill tok/s   bits     size  quality      KL"]
-        for row in self.rows:
-            quality = f"{row['quality']:.4f}  {row['kl']:.4f}" if "quality" in row else ""
-            lines.append(
-                f"{row['engine']:<{wide}} {row['batch']:>6} {row['context']:>8} {row['decode_tok_s']:>13.1f} "
-                f"{row['prefill_tok_s']:>14.1f} {row['bits']:>6.2f} {show(row['size_bytes'], 'B'):>8}  {quality}"
-            )
-        return "\n".join([*lines, "", self.evidence.table()])
+        return f"{self.layout(self.rows)}\n\n{self.evidence.table()}"
+
+
+def language_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    wide = max(len(row["engine"]) for row in rows)
+    lines = [f"{'engine':<{wide}}  batch  context  decode tok/s  prefill tok/s   bits     size  quality      KL"]
+    for row in rows:
+        quality = f"{row['quality']:.4f}  {row['kl']:.4f}" if "quality" in row else ""
+        lines.append(
+            f"{row['engine']:<{wide}} {row['batch']:>6} {row['context']:>8} {row['decode_tok_s']:>13.1f} "
+            f"{row['prefill_tok_s']:>14.1f} {row['bits']:>6.2f} {show(row['size_bytes'], 'B'):>8}  {quality}"
+        )
+    return "\n".join(lines)
 
 
 @dataclass
@@ -144,7 +149,7 @@ def bench(
     Raises `BadInput` for an unknown peer and for sizes beyond the model's context.
     """
     load, original = load or Load(), original or model
-    check(against)
+    check(against, model.task)
     load.check(model)
     ours = HeadwayEngine(model.with_runtime("native", threads))
     engines: list[Engine] = [ours, *peers(against, original, threads)]
@@ -189,4 +194,4 @@ def bench(
             for engine in engines
         ]
     evidence.result = {"engines": rows}
-    return BenchResult(rows, evidence, target)
+    return BenchResult(rows, evidence, target, language_table)

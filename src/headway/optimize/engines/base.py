@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 from headway.llm.scoring import F32, I64
 
@@ -33,3 +33,19 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Frees what `prefill` and `decode` hold."""
+
+
+class ModuleEngine(Protocol):
+    """An engine that runs a module that does not decode."""
+
+    name: str
+    version: str
+    size_bytes: int
+    bits: float
+    """Stored bits of one weight, over all linear sites."""
+
+    def repeat(self, inputs: tuple[Any, ...]) -> Repeat:
+        """One forward to time."""
+
+    def run(self, inputs: tuple[Any, ...]) -> Any:
+        """What the module returns."""
