@@ -18,6 +18,7 @@ from headway.core.module_model import ModuleModel
 from headway.core.module_origin import Origin, packaged_folder
 from headway.vision.data import image_workload, pattern
 from headway.vision.legacy_pth import read_legacy_pth
+from headway.vision.native_conv import NativeConvNet
 
 NORM_EPS = 1e-3
 
@@ -143,6 +144,10 @@ class EfficientNetLite(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.head(self.blocks(self.stem(x))).mean((-2, -1)))
+
+    def native(self) -> NativeConvNet:
+        """See `headway.core.module_model.native_forward`."""
+        return NativeConvNet(self)
 
 
 _PARTS = {

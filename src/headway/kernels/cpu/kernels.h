@@ -85,6 +85,21 @@ static inline size_t attend_scratch_floats(const PageShape* s, int64_t rows) {
   return widened + queries + 4 * kPageTokens;
 }
 
+// ---- channels-last convolution ----------------------------------------------------------------------------------
+// One row of a depthwise convolution's output, `out` pixels of `channels`.
+struct DepthwiseArgs {
+  const float* const* rows;  // `kernel` input rows, `width` pixels `ldx` floats apart; outside the image: zeros
+  int64_t width, ldx;
+  int64_t before;            // pixels of padding on the left
+  const float* w;            // [kernel * kernel][ldw], ldw a multiple of 16
+  int64_t ldw;
+  const float* shift;        // [ldw]
+  int64_t kernel, stride;    // kernel 3 or 5
+  float low, high;
+  float* y;                  // pixels `ldy` floats apart
+  int64_t out, ldy, channels;  // channels: a multiple of 16
+};
+
 struct Kernels {
   // y[r][0..tile_rows) (+)= sum_c x[r][c] panel[c][0..tile_rows), columns in order.
   void (*dense_panel)(const float* panel, int64_t cols, const float* x, int64_t ldx, int64_t rows, float* y,
@@ -110,6 +125,10 @@ struct Kernels {
   // y = (x - mean) / sqrt(variance + eps) * w + b, variance over n; y may be x.
   void (*layer_norm)(const float* x, const float* w, const float* b, float eps, int64_t n, float* y);
   void (*gelu)(float* x, const float* bias, int64_t n, int kind);  // x = gelu(x + bias); 0 with erf, 1 with tanh
+  // y = clamp(y * scale + shift + residual), residual may be null.
+  void (*affine)(float* y, const float* scale, const float* shift, const float* residual, int64_t n, float low,
+                 float high);
+  void (*depthwise)(const DepthwiseArgs* args);
   int64_t (*argmax)(const float* x, int64_t n);                    // the first of equals; -1 if any is NaN
 
   double (*log_sum_exp)(const float* x, int64_t n, float* top);

@@ -1,0 +1,77 @@
+// Depthwise convolution of channels-last images, and what follows a convolution. Included after ops_kernel.h.
+//
+// 16 channels at a time: the taps stay in registers (AVX-512: 9 or 25 of 32), four pixels are summed together, so that
+// each tap costs one load and one FMA. Every output is a chain over the taps in order, those outside the image being
+// zeros of a row or left out of a line: the same bits at every level.
+#pragma once
+#include "ops_kernel.h"
+
+namespace headway {
+namespace {
+
+HEADWAY_INLINE F clamp(F v, float low, float high) { return min(set1(high), max(set1(low), v)); }
+
+static void affine(float* y, const float* scale, const float* shift, const float* residual, int64_t n, float low,
+                   float high) {
+  if (residual)
+    each(y, n, [=](F v, int64_t i, int m) {
+      return clamp(fma(v, load_n(scale + i, m), load_n(shift + i, m)) + load_n(residual + i, m), low, high);
+    });
+  else
+    each(y, n, [=](F v, int64_t i, int m) {
+      return clamp(fma(v, load_n(scale + i, m), load_n(shift + i, m)), low, high);
+    });
+}
+
+// PIXELS outputs from `x`, all of whose taps lie inside the row.
+template <int K, int PIXELS>
+HEADWAY_INLINE void depthwise_inside(const DepthwiseArgs* a, const F* w, int64_t c, int64_t x) {
+  F acc[PIXELS];
+  for (int i = 0; i < PIXELS; ++i) acc[i] = load(a->shift + c);
+#pragma GCC unroll 5
+  for (int ky = 0; ky < K; ++ky) {
+    const float* from = a->rows[ky] + (x * a->stride - a->before) * a->ldx + c;
+#pragma GCC unroll 5
+    for (int kx = 0; kx < K; ++kx)
+      for (int i = 0; i < PIXELS; ++i)
+        acc[i] = fma(load(from + (i * a->stride + kx) * a->ldx), w[ky * K + kx], acc[i]);
+  }
+  for (int i = 0; i < PIXELS; ++i) {
+    const F v = clamp(acc[i], a->low, a->high);
+    store(a->y + (x + i) * a->ldy + c, v);
+  }
+}
+
+template <int K> HEADWAY_INLINE void depthwise_edge(const DepthwiseArgs* a, const F* w, int64_t c, int64_t x) {
+  const int64_t left = x * a->stride - a->before;
+  F acc = load(a->shift + c);
+  for (int ky = 0; ky < K; ++ky)
+    for (int kx = 0; kx < K; ++kx)
+      if (left + kx >= 0 && left + kx < a->width)
+        acc = fma(load(a->rows[ky] + (left + kx) * a->ldx + c), w[ky * K + kx], acc);
+  store(a->y + x * a->ldy + c, clamp(acc, a->low, a->high));
+}
+
+template <int K> static void depthwise_row(const DepthwiseArgs* a) {
+  const int64_t first = (a->before + a->stride - 1) / a->stride;
+  const int64_t spare = a->width - K + a->before;
+  int64_t last = spare < 0 ? 0 : spare / a->stride + 1;  // outputs [first, last) need no padding
+  if (last > a->out) last = a->out;
+  for (int64_t c = 0; c < a->channels; c += 16) {
+    F w[K * K];
+    for (int i = 0; i < K * K; ++i) w[i] = load(a->w + i * a->ldw + c);
+    int64_t x = 0;
+    for (; x < first && x < a->out; ++x) depthwise_edge<K>(a, w, c, x);
+    for (; x + 4 <= last; x += 4) depthwise_inside<K, 4>(a, w, c, x);
+    for (; x < last; ++x) depthwise_inside<K, 1>(a, w, c, x);
+    for (; x < a->out; ++x) depthwise_edge<K>(a, w, c, x);
+  }
+}
+
+static void depthwise(const DepthwiseArgs* a) {
+  if (a->kernel == 3) depthwise_row<3>(a);
+  else depthwise_row<5>(a);
+}
+
+}  // namespace
+}  // namespace headway
