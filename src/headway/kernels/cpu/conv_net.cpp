@@ -97,12 +97,14 @@ void ConvNet::product(const ConvStep& step, const Image& x, const Image& y, cons
         float* to = columns + p * cols;
         const int64_t oy = (first + p) / y.width * step.stride - top, ox = (first + p) % y.width * step.stride - left;
         for (int64_t c = 0; c < channels_; ++c)
-          for (int64_t ky = 0; ky < k; ++ky)
-            for (int64_t kx = 0; kx < k; ++kx) {
-              const int64_t iy = oy + ky, ix = ox + kx;
-              const bool inside = iy >= 0 && iy < height && ix >= 0 && ix < width;
-              *to++ = inside ? planes[(c * height + iy) * width + ix] : 0.0f;
-            }
+          for (int64_t iy = oy; iy < oy + k; ++iy) {
+            const bool inside = iy >= 0 && iy < height;
+            const float* line = planes + (c * height + iy) * width;
+            if (inside && ox >= 0 && ox + k <= width)
+              for (int64_t ix = ox; ix < ox + k; ++ix) *to++ = line[ix];
+            else
+              for (int64_t ix = ox; ix < ox + k; ++ix) *to++ = inside && ix >= 0 && ix < width ? line[ix] : 0.0f;
+          }
         std::fill(to, columns + (p + 1) * cols, 0.0f);
       }
       from = columns;

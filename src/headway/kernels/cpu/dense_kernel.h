@@ -102,9 +102,9 @@ static void dense_pane(const char* w, size_t stride, int64_t cols, const float* 
 }
 
 template <int STORAGE>
-static void dense_tiles(const void* data, int64_t cols, int64_t out, const float* x, int64_t ldx, int64_t rows,
-                        float* y, int64_t ldy, int64_t begin, int64_t end) {
-  const size_t stride = (size_t)cols * 16 * (STORAGE == 0 ? 4 : 2);
+static void dense_tiles(const void* data, int64_t padded, int64_t cols, int64_t out, const float* x, int64_t ldx,
+                        int64_t rows, float* y, int64_t ldy, int64_t begin, int64_t end) {
+  const size_t stride = (size_t)padded * 16 * (STORAGE == 0 ? 4 : 2);
   const char* base = (const char*)data;
   int64_t tile = begin;
   if (rows == 1)
@@ -132,11 +132,11 @@ static void dense_tiles(const void* data, int64_t cols, int64_t out, const float
                         out - tile * 16 < 16 ? out - tile * 16 : 16, false);
 }
 
-static void dense(const void* data, int storage, int64_t cols, int64_t out, const float* x, int64_t ldx, int64_t rows,
-                  float* y, int64_t ldy, int64_t begin, int64_t end) {
-  if (storage == 0) dense_tiles<0>(data, cols, out, x, ldx, rows, y, ldy, begin, end);
-  else if (storage == 1) dense_tiles<1>(data, cols, out, x, ldx, rows, y, ldy, begin, end);
-  else dense_tiles<2>(data, cols, out, x, ldx, rows, y, ldy, begin, end);
+static void dense(const void* data, int storage, int64_t padded, int64_t cols, int64_t out, const float* x, int64_t ldx,
+                  int64_t rows, float* y, int64_t ldy, int64_t begin, int64_t end) {
+  if (storage == 0) dense_tiles<0>(data, padded, cols, out, x, ldx, rows, y, ldy, begin, end);
+  else if (storage == 1) dense_tiles<1>(data, padded, cols, out, x, ldx, rows, y, ldy, begin, end);
+  else dense_tiles<2>(data, padded, cols, out, x, ldx, rows, y, ldy, begin, end);
 }
 
 static void dense_expand(const void* data, int storage, int64_t cols, int64_t tile, int64_t col_begin, int64_t col_end,

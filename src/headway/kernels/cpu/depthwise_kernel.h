@@ -1,8 +1,8 @@
 // Depthwise convolution of channels-last images, and what follows a convolution. Included after ops_kernel.h.
 //
 // 16 channels at a time: the taps stay in registers (AVX-512: 9 or 25 of 32), four pixels are summed together, so that
-// each tap costs one load and one FMA. Every output is a chain over the taps in order, those outside the image being
-// zeros of a row or left out of a line: the same bits at every level.
+// each tap costs one load and one FMA. Every output is a chain over all taps in order, those outside the image being
+// zeros: the same bits at every level.
 #pragma once
 #include "ops_kernel.h"
 
@@ -42,29 +42,39 @@ HEADWAY_INLINE void depthwise_inside(const DepthwiseArgs* a, const F* w, int64_t
   }
 }
 
-template <int K> HEADWAY_INLINE void depthwise_edge(const DepthwiseArgs* a, const F* w, int64_t c, int64_t x) {
+// The same for any place: a tap outside the row is a zero.
+template <int K, int PIXELS>
+HEADWAY_INLINE void depthwise_edge(const DepthwiseArgs* a, const F* w, int64_t c, int64_t x) {
+  static const float nothing[16] = {};
   const int64_t left = x * a->stride - a->before;
-  F acc = load(a->shift + c);
+  F acc[PIXELS];
+  for (int i = 0; i < PIXELS; ++i) acc[i] = load(a->shift + c);
   for (int ky = 0; ky < K; ++ky)
     for (int kx = 0; kx < K; ++kx)
-      if (left + kx >= 0 && left + kx < a->width)
-        acc = fma(load(a->rows[ky] + (left + kx) * a->ldx + c), w[ky * K + kx], acc);
-  store(a->y + x * a->ldy + c, clamp(acc, a->low, a->high));
+      for (int i = 0; i < PIXELS; ++i) {
+        const int64_t at = left + i * a->stride + kx;
+        const float* tap = (uint64_t)at < (uint64_t)a->width ? a->rows[ky] + at * a->ldx + c : nothing;
+        acc[i] = fma(load(tap), w[ky * K + kx], acc[i]);
+      }
+  for (int i = 0; i < PIXELS; ++i) store(a->y + (x + i) * a->ldy + c, clamp(acc[i], a->low, a->high));
 }
 
 template <int K> static void depthwise_row(const DepthwiseArgs* a) {
   const int64_t first = (a->before + a->stride - 1) / a->stride;
   const int64_t spare = a->width - K + a->before;
-  int64_t last = spare < 0 ? 0 : spare / a->stride + 1;  // outputs [first, last) need no padding
-  if (last > a->out) last = a->out;
+  const int64_t last = spare < 0 ? 0 : spare / a->stride + 1;  // outputs [first, last) need no padding
   for (int64_t c = 0; c < a->channels; c += 16) {
     F w[K * K];
     for (int i = 0; i < K * K; ++i) w[i] = load(a->w + i * a->ldw + c);
-    int64_t x = 0;
-    for (; x < first && x < a->out; ++x) depthwise_edge<K>(a, w, c, x);
-    for (; x + 4 <= last; x += 4) depthwise_inside<K, 4>(a, w, c, x);
-    for (; x < last; ++x) depthwise_inside<K, 1>(a, w, c, x);
-    for (; x < a->out; ++x) depthwise_edge<K>(a, w, c, x);
+    if (a->out < 4) {
+      for (int64_t x = 0; x < a->out; ++x) depthwise_edge<K, 1>(a, w, c, x);
+      continue;
+    }
+    for (int64_t x = 0; x < a->out; x += 4) {
+      if (x + 4 > a->out) x = a->out - 4;  // some are computed twice
+      if (x >= first && x + 4 <= last) depthwise_inside<K, 4>(a, w, c, x);
+      else depthwise_edge<K, 4>(a, w, c, x);
+    }
   }
 }
 

@@ -104,8 +104,8 @@ struct Kernels {
   // y[r][0..tile_rows) (+)= sum_c x[r][c] panel[c][0..tile_rows), columns in order.
   void (*dense_panel)(const float* panel, int64_t cols, const float* x, int64_t ldx, int64_t rows, float* y,
                       int64_t ldy, int64_t tile_rows, int accumulate);
-  // Packed dense tiles [tile][cols][16], storage 0 f32, 1 f16, 2 bf16.
-  void (*dense)(const void* data, int storage, int64_t cols, int64_t out, const float* x, int64_t ldx, int64_t rows,
+  // Packed dense tiles [tile][padded][16], storage 0 f32, 1 f16, 2 bf16, of which the first `cols` columns count.
+  void (*dense)(const void* data, int storage, int64_t padded, int64_t cols, int64_t out, const float* x, int64_t ldx, int64_t rows,
                 float* y, int64_t ldy, int64_t tile_begin, int64_t tile_end);
   void (*dense_expand)(const void* data, int storage, int64_t cols, int64_t tile, int64_t col_begin, int64_t col_end,
                        float* out);

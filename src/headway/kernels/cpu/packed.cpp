@@ -69,7 +69,7 @@ void DenseWeight::fill(int64_t row, int64_t rows, const void* data) {
 }
 
 void DenseWeight::matmul(const Acts& acts, float* y, int64_t ldy, int64_t tile_begin, int64_t tile_end, void*) const {
-  kernels().dense(packed_.data(), int(storage_), padded_in(), out(), acts.x(), acts.ldx(), acts.rows(), y, ldy,
+  kernels().dense(packed_.data(), int(storage_), padded_in(), in(), out(), acts.x(), acts.ldx(), acts.rows(), y, ldy,
                   tile_begin, tile_end);
 }
 
