@@ -10,7 +10,8 @@
 namespace headway {
 namespace {
 
-constexpr int64_t kTaskPixels = 192;  // a multiple of the rows of a dense block at every level
+constexpr int64_t kBlockRows = 12;  // a multiple of the rows of a dense block at every level
+constexpr int64_t kTaskPixels = 16 * kBlockRows;
 constexpr float kInfinite = std::numeric_limits<float>::infinity();
 
 int64_t out_size(int64_t size, int64_t stride) { return (size + stride - 1) / stride; }
@@ -69,8 +70,10 @@ void ConvNet::product(const ConvStep& step, const Image& x, const Image& y, cons
   const Kernels& kernel = kernels();
   const Weight& weight = *step.weight;
   const int64_t cols = weight.padded_in(), n = y.pixels();
-  const int64_t chunks = (n + kTaskPixels - 1) / kTaskPixels, rows = std::min(n, kTaskPixels);
-  const int64_t rest = n - (chunks - 1) * kTaskPixels;  // of the last task
+  // As even as whole dense blocks allow: a task of a few rows would be the slowest.
+  const int64_t most = (n + kTaskPixels - 1) / kTaskPixels;
+  const int64_t rows = std::min(n, round_up((n + most - 1) / most, kBlockRows)), chunks = (n + rows - 1) / rows;
+  const int64_t rest = n - (chunks - 1) * rows;  // of the last task
   const int lanes = session.lanes();
   // Few pixels: the tiles are shared out as well, in pairs.
   const int64_t shares = lanes < 2 ? 1 : std::min((weight.tiles() + 1) / 2, std::max<int64_t>(1, 4 * lanes / chunks));
@@ -85,7 +88,7 @@ void ConvNet::product(const ConvStep& step, const Image& x, const Image& y, cons
   if (planes) columns_.reserve(lanes, size_t(rows * cols) * sizeof(float));
   const float low = step.relu6 ? 0.0f : -kInfinite, high = step.relu6 ? 6.0f : kInfinite;
   session.run(chunks * shares, [&](int64_t task, int lane) {
-    const int64_t first = task / shares * kTaskPixels, count = std::min(kTaskPixels, n - first);
+    const int64_t first = task / shares * rows, count = std::min(rows, n - first);
     const int64_t begin = task % shares * tiles, end = std::min(weight.tiles(), begin + tiles);
     if (begin >= end) return;
     const float* from = x.data + first * cols;
