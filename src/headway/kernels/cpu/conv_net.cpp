@@ -137,6 +137,7 @@ void ConvNet::depthwise(const ConvStep& step, const Image& x, const Image& y, Po
     }
     DepthwiseArgs args{};
     args.rows = rows;
+    args.zeros = zeros_.as<float>();
     args.width = x.width;
     args.ldx = x.ld();
     args.before = pad_before(x.width, step.kernel, step.stride);

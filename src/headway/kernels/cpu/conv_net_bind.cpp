@@ -50,7 +50,7 @@ ConvStep step_of(const nb::dict& d, int64_t inside, bool first) {
   s.adds = nb::cast<bool>(item(d, "adds"));
   if (s.stride < 1 || s.stride > 8 || s.kernel < 1 || s.kernel > 16) refuse("stride or kernel out of range");
   if (kind == "depthwise") {
-    if (s.kernel != 3 && s.kernel != 5) refuse("a depthwise kernel must be 3 or 5");
+    if ((s.kernel != 3 && s.kernel != 5) || s.stride > 2) refuse("a depthwise kernel must be 3 or 5, its stride 1 or 2");
     s.kind = ConvStep::Kind::depthwise;
     const auto taps = nb::cast<Table>(item(d, "taps"));
     s.channels = inside;

@@ -10,6 +10,7 @@ namespace headway {
 namespace {
 
 constexpr int64_t kBlockPixels = 8;  // of a row, taken through all channels: its input stays in the first-level cache
+constexpr int64_t kBlockTaps = 2 * (kBlockPixels - 1) + 5;
 
 HEADWAY_INLINE F clamp(F v, float low, float high) { return min(set1(high), max(set1(low), v)); }
 
@@ -44,20 +45,17 @@ HEADWAY_INLINE void depthwise_inside(const DepthwiseArgs* a, const F* w, int64_t
   }
 }
 
-// The same for any place: a tap outside the row is a zero.
+// The same for any place: `taps` are the first channels of the input pixels of each row, zeros outside.
 template <int K, int PIXELS>
-HEADWAY_INLINE void depthwise_edge(const DepthwiseArgs* a, const F* w, int64_t c, int64_t x) {
-  static const float nothing[16] = {};
-  const int64_t left = x * a->stride - a->before;
+HEADWAY_INLINE void depthwise_edge(const DepthwiseArgs* a, const F* w, const float* const (*taps)[kBlockTaps], int64_t c,
+                                   int64_t x) {
   F acc[PIXELS];
   for (int i = 0; i < PIXELS; ++i) acc[i] = load(a->shift + c);
+#pragma GCC unroll 5
   for (int ky = 0; ky < K; ++ky)
+#pragma GCC unroll 5
     for (int kx = 0; kx < K; ++kx)
-      for (int i = 0; i < PIXELS; ++i) {
-        const int64_t at = left + i * a->stride + kx;
-        const float* tap = (uint64_t)at < (uint64_t)a->width ? a->rows[ky] + at * a->ldx + c : nothing;
-        acc[i] = fma(load(tap), w[ky * K + kx], acc[i]);
-      }
+      for (int i = 0; i < PIXELS; ++i) acc[i] = fma(load(taps[ky][i * a->stride + kx] + c), w[ky * K + kx], acc[i]);
   for (int i = 0; i < PIXELS; ++i) store(a->y + (x + i) * a->ldy + c, clamp(acc[i], a->low, a->high));
 }
 
@@ -67,17 +65,26 @@ template <int K> static void depthwise_row(const DepthwiseArgs* a) {
   const int64_t last = spare < 0 ? 0 : spare / a->stride + 1;  // outputs [first, last) need no padding
   for (int64_t block = 0; block < a->out; block += kBlockPixels) {
     const int64_t end = block + kBlockPixels < a->out ? block + kBlockPixels : a->out;
+    // Where a group of four would go beyond the row it starts earlier, and some pixels are computed twice.
+    const int64_t begin = end - block < 4 && a->out >= 4 ? a->out - 4 : block;
+    const float* taps[K][kBlockTaps];
+    for (int ky = 0; ky < K; ++ky)
+      for (int64_t i = 0; i < (kBlockPixels - 1) * a->stride + K; ++i) {
+        const int64_t at = begin * a->stride - a->before + i;
+        taps[ky][i] = at >= 0 && at < a->width ? a->rows[ky] + at * a->ldx : a->zeros;
+      }
     for (int64_t c = 0; c < a->channels; c += 16) {
       F w[K * K];
       for (int i = 0; i < K * K; ++i) w[i] = load(a->w + i * a->ldw + c);
+      const auto part = [&](int64_t x) { return (const float* const (*)[kBlockTaps])(taps[0] + (x - begin) * a->stride); };
       if (a->out < 4) {
-        for (int64_t x = 0; x < a->out; ++x) depthwise_edge<K, 1>(a, w, c, x);
+        for (int64_t x = 0; x < a->out; ++x) depthwise_edge<K, 1>(a, w, part(x), c, x);
         continue;
       }
-      for (int64_t x = block; x < end; x += 4) {
-        if (x + 4 > a->out) x = a->out - 4;  // some are computed twice
+      for (int64_t x = begin; x < end; x += 4) {
+        if (x + 4 > end) x = end - 4;
         if (x >= first && x + 4 <= last) depthwise_inside<K, 4>(a, w, c, x);
-        else depthwise_edge<K, 4>(a, w, c, x);
+        else depthwise_edge<K, 4>(a, w, part(x), c, x);
       }
     }
   }

@@ -89,12 +89,13 @@ static inline size_t attend_scratch_floats(const PageShape* s, int64_t rows) {
 // One row of a depthwise convolution's output, `out` pixels of `channels`.
 struct DepthwiseArgs {
   const float* const* rows;  // `kernel` input rows, `width` pixels `ldx` floats apart; outside the image: zeros
+  const float* zeros;        // `channels` of them
   int64_t width, ldx;
   int64_t before;            // pixels of padding on the left
   const float* w;            // [kernel * kernel][ldw], ldw a multiple of 16
   int64_t ldw;
   const float* shift;        // [ldw]
-  int64_t kernel, stride;    // kernel 3 or 5
+  int64_t kernel, stride;    // kernel 3 or 5, stride 1 or 2
   float low, high;
   float* y;                  // pixels `ldy` floats apart
   int64_t out, ldy, channels;  // channels: a multiple of 16
