@@ -41,6 +41,8 @@ performance: setup
 	$(BIN)/headway bench $$model --threads $$threads --against llama.cpp --context 4096 --recipe kv-int8 || exit 1; \
 	done; done
 	$(BIN)/headway bench smollm2-135m --against llama.cpp:all
+	$(BIN)/headway bench minilm-l6 --recipe int8 --against torch,onnxruntime --batch 1,32
+	$(BIN)/headway bench efficientnet-lite0 --recipe int8 --against torch,onnxruntime --batch 1,32
 	$(BIN)/python scripts/results
 
 wheel: setup

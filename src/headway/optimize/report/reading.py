@@ -173,12 +173,13 @@ def _engines(rows: Sequence[Mapping[str, Any]]) -> tuple[Shown, ...]:
     found = []
     for row in rows:
         if row["batch"] == least:
-            times = {"tpot_s": 1 / row["decode_tok_s"], "prefill_tok_s": row["prefill_tok_s"]}
-            batched = {
-                f"batch_{other['batch']}_tok_s": other["decode_tok_s"]
-                for other in rows
-                if other["engine"] == row["engine"] and other["batch"] > least
-            }
+            others = [other for other in rows if other["engine"] == row["engine"] and other["batch"] > least]
+            if "latency_s" in row:  # a module's
+                times = {"latency_s": row["latency_s"]}
+                batched = {f"batch_{other['batch']}_latency_s": other["latency_s"] for other in others}
+            else:
+                times = {"tpot_s": 1 / row["decode_tok_s"], "prefill_tok_s": row["prefill_tok_s"]}
+                batched = {f"batch_{other['batch']}_tok_s": other["decode_tok_s"] for other in others}
             kept = {
                 key: row[key] for key in ("quality", "size_bytes", "kl", "top1_agreement", "perplexity") if key in row
             }
