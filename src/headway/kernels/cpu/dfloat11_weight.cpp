@@ -199,8 +199,8 @@ void Dfloat11Weight::matmul(const Acts& acts, float* y, int64_t ldy, int64_t til
   for (int64_t tile = tile_begin; tile < tile_end; tile += kChains) {
     const int64_t n = std::min<int64_t>(kChains, tile_end - tile);
     expand_tiles(tile, n, scratch);
-    kernels().dense(scratch, 2, padded_in(), out() - tile * kTile, acts.x(), acts.ldx(), acts.rows(), y + tile * kTile,
-                    ldy, 0, n);
+    kernels().dense(scratch, 2, padded_in(), in(), out() - tile * kTile, acts.x(), acts.ldx(), acts.rows(),
+                    y + tile * kTile, ldy, 0, n);
   }
 }
 
