@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_net import Net, context, small_model
 from tiny_models import TinyFolder
-from torch import nn
 
 import headway
 from headway.core.artifact import write_artifact
@@ -43,31 +43,9 @@ TARGET = Target(
 )
 
 
-class Net(nn.Module):
-    """A 1x1 convolution, a spatial one, and two linear layers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.mix = nn.Conv2d(20, 48, 1)
-        self.space = nn.Conv2d(48, 48, 3, padding=1, groups=48)
-        self.hidden = nn.Linear(48, 70)
-        self.out = nn.Linear(70, 10)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = torch.relu(self.space(torch.relu(self.mix(x))))
-        return self.out(torch.relu(self.hidden(x.mean((2, 3)))))
-
-
 @pytest.fixture(scope="module")
 def model() -> ModuleModel:
-    torch.manual_seed(0)
-    return ModuleModel(Net(), torch.randn(2, 20, 6, 6))
-
-
-def context(**more: Any) -> Context:
-    generator = torch.Generator().manual_seed(1)
-    inputs = [(torch.randn(4, 20, 6, 6, generator=generator),) for _ in range(4)]
-    return Context(target=None, calibration=inputs, **more)  # type: ignore[arg-type]
+    return small_model()
 
 
 def settings(**values: Any) -> Any:
