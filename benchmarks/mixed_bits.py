@@ -54,6 +54,10 @@ def main(name: str = "smollm2-135m") -> int:
             continue
         uniform = np.array([column if row in body else 0 for row in rows])
         limit = table.total(table.nbytes, uniform)
+        name = f"{setting['bits']} bits g{setting['group_size']:<4} {limit / 1e6:6.1f} MB"
+        if table.total(table.loss, uniform) == 0:
+            print(f"{name}  loses nothing: the file's own grid", flush=True)
+            continue
         # Least loss within these bytes: the same allocation with the roles of bytes and loss exchanged.
         swapped = replace(table, loss=np.where(np.isfinite(allowed), table.nbytes, np.inf), nbytes=allowed)
         mixed = swapped.allocate(np.where(np.isfinite(allowed), allowed, 0.0), limit)
@@ -61,8 +65,7 @@ def main(name: str = "smollm2-135m") -> int:
         compared = scoring.compare(subject.exact, made, windows)
         ratio = perplexity_ratio(compared[1].candidate, compared[0].candidate, windows=lengths)
         print(
-            f"{setting['bits']} bits g{setting['group_size']:<4} {limit / 1e6:6.1f} MB  {1 / compared[0].quality:12.4f}"
-            f"   {table.total(table.nbytes, mixed) / 1e6:8.1f} MB  {1 / compared[1].quality:12.4f}"
+            f"{name}  {1 / compared[0].quality:12.4f}   {table.total(table.nbytes, mixed) / 1e6:8.1f} MB  {1 / compared[1].quality:12.4f}"
             f"       {ratio.value:.4f} [{ratio.low:.4f}, {ratio.high:.4f}]",
             flush=True,
         )
