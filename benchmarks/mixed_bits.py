@@ -65,7 +65,8 @@ def main(name: str = "smollm2-135m") -> int:
         compared = scoring.compare(subject.exact, made, windows)
         ratio = perplexity_ratio(compared[1].candidate, compared[0].candidate, windows=lengths)
         print(
-            f"{name}  {1 / compared[0].quality:12.4f}   {table.total(table.nbytes, mixed) / 1e6:8.1f} MB  {1 / compared[1].quality:12.4f}"
+            f"{name}  {1 / compared[0].quality:12.4f}"
+            f"   {table.total(table.nbytes, mixed) / 1e6:8.1f} MB  {1 / compared[1].quality:12.4f}"
             f"       {ratio.value:.4f} [{ratio.low:.4f}, {ratio.high:.4f}]",
             flush=True,
         )
