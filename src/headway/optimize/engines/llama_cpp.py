@@ -139,8 +139,13 @@ class LlamaCpp:
 
     def predictions(self, part: I64) -> Iterator[tuple[int, F32]]:
         context = self._context(1, len(part))
-        for at, end in chunks(len(part) - 1, self.vocabulary):
-            yield at, context.run(context.batch([part[at:end]], at))
+        try:
+            for at, end in chunks(len(part) - 1, self.vocabulary):
+                yield at, context.run(context.batch([part[at:end]], at))
+        finally:  # logits of a window are large: none is kept for the next
+            if context in self._contexts:
+                self._contexts.remove(context)
+                self.api.llama_free(context.handle)
 
     def _context(self, sequences: int, tokens: int) -> _Context:
         self._contexts.append(_Context(self, sequences, tokens))
