@@ -86,8 +86,8 @@ def test_the_workload_scores_the_original_as_perfect(model: ModuleModel) -> None
     workload = model.workload()
     assert (len(workload.calibration), len(workload.search), len(workload.heldout)) == (12, 6, 20)
     y = model.run(workload.search[0])
+    assert workload.metric == "mean cosine"
     np.testing.assert_allclose(workload.agreement(y, y), 1.0, atol=1e-6)
-    assert workload.metric == "mean cosine" and float(workload.loss(y, y)) == 0.0
 
 
 def test_a_saved_encoder_needs_its_package_no_more(

@@ -31,8 +31,6 @@ class ModuleWorkload:
     agreement: Agreement
     metric: str
     """What a score is, e.g. `top-1 agreement`."""
-    loss: Callable[[Any, Any], Tensor]
-    """(output of the original, output of a candidate) -> a differentiable scalar that grows as they part."""
     batch: Callable[[int, int], Inputs] | None = None
     """(items, tokens of each) -> inputs of one size to be timed; None: the sample is repeated."""
 
@@ -91,18 +89,6 @@ def agreement_for(task: Task) -> tuple[Agreement, str]:
     return known.get(task, (closeness, "1 - relative error"))
 
 
-def parting(original: Any, candidate: Any) -> Tensor:
-    """Mean squared error of all outputs over their mean square: the default `loss`."""
-    a, b = _rows(original), _rows(candidate)
-    return ((b - a.detach()).square().sum() / a.square().sum().clamp_min(1e-30)).float()
-
-
-def divergence(original: Any, candidate: Any) -> Tensor:
-    """KL divergence of the candidate's classes from the original's, mean over rows."""
-    a, b = first_tensor(original).detach().log_softmax(-1), first_tensor(candidate).log_softmax(-1)
-    return (a.exp() * (a - b)).sum(-1).mean()
-
-
 def workload_from(
     inputs: Sequence[Inputs], task: Task = "module", agreement: Agreement | None = None
 ) -> ModuleWorkload:
@@ -122,7 +108,6 @@ def workload_from(
         heldout=parts[2] + parts[3] + parts[4],
         agreement=agreement or default,
         metric=metric if agreement is None else getattr(agreement, "__name__", "agreement"),
-        loss=divergence if task == "classification" else parting,
     )
 
 

@@ -107,9 +107,6 @@ class ModuleSubject:
             "size_bytes": {"weights": made.costs.size_bytes or 0.0},
         }
 
-    def gradients(self) -> Callable[[Any, Any], torch.Tensor]:
-        return self.data.loss
-
     def site_seconds(self, target: Target, site: Site, form: str, nbytes: float, threads: int) -> float:
         if site.name not in self.trace.sites:
             return 0.0

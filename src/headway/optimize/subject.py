@@ -55,10 +55,6 @@ class Subject(Protocol):
         """
         ...
 
-    def gradients(self) -> Any:
-        """What the sensitivity pass backpropagates: a function of the readable module's output to a scalar."""
-        ...
-
     def site_seconds(self, target: Target, site: Site, form: str, nbytes: float, threads: int) -> float:
         """Predicted seconds one unit of latency spends in that site."""
         ...

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from headway.core.errors import need_extra
 from headway.core.module_model import ModuleModel
 from headway.core.module_origin import Origin, packaged_folder
-from headway.core.module_workload import ModuleWorkload, agreement_for, parting
+from headway.core.module_workload import ModuleWorkload, agreement_for
 from headway.retrieval.native_encoder import NativeEncoder
 from headway.retrieval.sentences import sentences
 
@@ -215,4 +215,4 @@ def sentence_workload(model: ModuleModel) -> ModuleWorkload:
         places = torch.arange(items * tokens) % len(words)
         return words[places].view(items, tokens), torch.ones(items, tokens, dtype=torch.bool)
 
-    return ModuleWorkload(calibration, search, heldout, agreement, metric, parting, batch)
+    return ModuleWorkload(calibration, search, heldout, agreement, metric, batch)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from headway.core.errors import need_extra
-from headway.core.module_workload import Inputs, ModuleWorkload, agreement_for, divergence
+from headway.core.module_workload import Inputs, ModuleWorkload, agreement_for
 
 Picture = npt.NDArray[np.uint8]
 """(height, width, 3) RGB."""
@@ -90,7 +90,7 @@ def image_workload(_model: Any, size: int) -> ModuleWorkload:
     agreement, metric = agreement_for("classification")
     calibration, search, heldout = (Views(split, size) for split in SOURCES)
     photo(SOURCES["heldout"][0])  # so that a missing package is met here
-    return ModuleWorkload(calibration, search, heldout, agreement, metric, divergence)
+    return ModuleWorkload(calibration, search, heldout, agreement, metric)
 
 
 def pattern(size: int) -> Tensor:

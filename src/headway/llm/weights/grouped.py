@@ -8,6 +8,7 @@ of these forms without changing a bit of their value.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Self
@@ -54,12 +55,13 @@ class GroupedWeight(StoredWeight):
         self.scale = frozen(scale)
         self.minimum = None if minimum is None else frozen(minimum)
 
+    @abstractmethod
     def codes(self) -> Array:
         """The integers, (out, in_features): int8 for `Int8Weight`, uint8 0..15 for `Int4Weight`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _codes_of(self, rows: Any) -> Array:
-        raise NotImplementedError
+        """Those of some rows."""
 
     def _value(self, codes: Array, scale: Array, minimum: Array | None) -> F32:
         value = codes.astype(np.float32)
