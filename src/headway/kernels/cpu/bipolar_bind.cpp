@@ -8,6 +8,7 @@
 #include <optional>
 #include <string>
 
+#include "binding_tools.h"
 #include "bindings.h"
 #include "bipolar_weight.h"
 
@@ -18,10 +19,6 @@ namespace headway::bipolar {
 namespace {
 
 template <class T, size_t N> using Array = nb::ndarray<const T, nb::numpy, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
-
-void check(bool ok, const char* message) {
-  if (!ok) throw nb::value_error(message);
-}
 
 bool power_of_two(int64_t n) { return n > 0 && (n & (n - 1)) == 0; }
 
@@ -68,13 +65,11 @@ const BipolarWeight& bipolar_weight(const NativeWeight& weight) {
 nb::object integers(const NativeWeight& weight, const Array<float, 2>& x) {
   const BipolarWeight& w = bipolar_weight(weight);
   check(int64_t(x.shape(1)) == w.in() && x.shape(0) > 0, "x must have rows, and as many columns as the weight");
-  auto* y = new int64_t[x.shape(0) * size_t(w.out())];
-  nb::capsule owner(y, [](void* p) noexcept { delete[] static_cast<int64_t*>(p); });
-  {
-    const nb::gil_scoped_release release;
-    w.integers(x.data(), int64_t(x.shape(0)), y);
-  }
-  return nb::cast(nb::ndarray<nb::numpy, int64_t>(y, {x.shape(0), size_t(w.out())}, owner));
+  int64_t* y;
+  nb::object made = array({x.shape(0), size_t(w.out())}, &y);
+  const nb::gil_scoped_release release;
+  w.integers(x.data(), int64_t(x.shape(0)), y);
+  return made;
 }
 
 // Bits per second of one core that xors, counts and adds registers: the best of `tries`.

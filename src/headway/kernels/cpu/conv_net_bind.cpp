@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <string>
 
+#include "binding_tools.h"
 #include "bindings.h"
 #include "conv_net.h"
 
@@ -23,19 +24,9 @@ struct NativeConvNet {
   std::shared_ptr<ConvNet> net;
 };
 
-[[noreturn]] void refuse(const std::string& what) { throw nb::value_error(what.c_str()); }
-
-nb::object item(const nb::dict& d, const char* key) {
-  if (!d.contains(key)) refuse(std::string("step lacks '") + key + "'");
-  return d[key];
-}
-
 Vector padded(const nb::dict& d, const char* key, int64_t length) {
-  const auto a = nb::cast<Floats>(item(d, key));
-  if (int64_t(a.shape(0)) != length)
-    refuse(std::string(key) + " has " + std::to_string(a.shape(0)) + " numbers, not " + std::to_string(length));
-  Vector made(size_t(round_up(length, kBlock)), 0.0f);
-  std::copy_n(a.data(), length, made.begin());
+  Vector made = numbers(d, key, length);
+  made.resize(size_t(round_up(length, kBlock)), 0.0f);
   return made;
 }
 
@@ -104,9 +95,8 @@ nb::object run(const NativeConvNet& self, const Images& images, int threads) {
   if (int64_t(images.shape(1)) != net.channels()) refuse("images have the wrong number of channels");
   const auto height = int64_t(images.shape(2)), width = int64_t(images.shape(3));
   if (height < 1 || width < 1 || height > 1 << 14 || width > 1 << 14) refuse("images must be 1 to 16,384 pixels wide");
-  auto* out = new float[size_t(count * classes) + 1];
-  nb::capsule owner(out, [](void* p) noexcept { delete[] static_cast<float*>(p); });
-  nb::object result = nb::cast(nb::ndarray<nb::numpy, float>(out, {size_t(count), size_t(classes)}, owner));
+  float* out;
+  nb::object result = array({size_t(count), size_t(classes)}, &out);
   if (count == 0) return result;
   const nb::gil_scoped_release release;
   net.run(images.data(), count, height, width, out, threads);

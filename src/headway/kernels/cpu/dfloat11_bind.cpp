@@ -9,6 +9,7 @@
 #include <optional>
 #include <vector>
 
+#include "binding_tools.h"
 #include "bindings.h"
 #include "dfloat11_encode.h"
 #include "dfloat11_weight.h"
@@ -23,22 +24,13 @@ namespace {
 template <class T, size_t N> using Array = nb::ndarray<const T, nb::numpy, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
 using Lengths = nb::ndarray<const uint8_t, nb::numpy, nb::shape<256>, nb::c_contig, nb::device::cpu>;
 
-void check(bool ok, const char* message) {
-  if (!ok) throw nb::value_error(message);
-}
-
 // ValueError(block, rule): the stream is damaged there.
 [[noreturn]] void refuse(int64_t block, const char* rule) {
   PyErr_SetObject(PyExc_ValueError, nb::make_tuple(block, rule).ptr());
   throw nb::python_error();
 }
 
-template <class T> nb::object array(const std::vector<T>& values) {
-  auto* data = new T[values.size() + 1];
-  std::copy(values.begin(), values.end(), data);
-  nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<T*>(p); });
-  return nb::cast(nb::ndarray<nb::numpy, T>(data, {values.size()}, owner));
-}
+template <class T> nb::object whole(const std::vector<T>& values) { return array({values.size()}, values); }
 
 struct Book {
   uint8_t lengths[256];
@@ -53,7 +45,7 @@ nb::object count(const Array<uint16_t, 2>& values) {
     count_exponents(values.data(), int64_t(values.size()), found);
     counts.assign(found, found + 256);
   }
-  return array(counts);
+  return whole(counts);
 }
 
 // -> code, sign_mantissa, gaps, positions
@@ -67,7 +59,7 @@ nb::object encoded(const Array<uint16_t, 2>& values, const Lengths& lengths) {
     tables_of(book.lengths);  // refuses what is no prefix code
     made = encode(values.data(), int64_t(values.shape(0)), int64_t(values.shape(1)), book.lengths);
   }
-  return nb::make_tuple(array(made.code), array(made.sign_mantissa), array(made.gaps), array(made.positions));
+  return nb::make_tuple(whole(made.code), whole(made.sign_mantissa), whole(made.gaps), whole(made.positions));
 }
 
 NativeWeight pack(const Array<uint8_t, 1>& code, const Array<uint8_t, 1>& sign_mantissa, const Array<uint8_t, 1>& gaps,
@@ -103,14 +95,12 @@ const Dfloat11Weight& coded(const NativeWeight& weight) {
 nb::object unpack(const NativeWeight& weight, const std::optional<Array<uint8_t, 2>>& luts) {
   const Dfloat11Weight& w = coded(weight);
   check(!luts || (luts->shape(0) >= 2 && luts->shape(1) == 256), "tables are rows of 256");
-  auto* data = new uint16_t[size_t(w.out() * w.in())];
-  nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<uint16_t*>(p); });
-  {
-    const nb::gil_scoped_release release;
-    if (luts) w.unpack_plainly(luts->data(), int64_t(luts->shape(0)), data);
-    else w.unpack(data);
-  }
-  return nb::cast(nb::ndarray<nb::numpy, uint16_t>(data, {size_t(w.out()), size_t(w.in())}, owner));
+  uint16_t* data;
+  nb::object made = array({size_t(w.out()), size_t(w.in())}, &data);
+  const nb::gil_scoped_release release;
+  if (luts) w.unpack_plainly(luts->data(), int64_t(luts->shape(0)), data);
+  else w.unpack(data);
+  return made;
 }
 
 // The code, and sign and mantissa, where the weight keeps them: views that hold on to it.
@@ -164,10 +154,7 @@ nb::object time_expand(const std::vector<std::vector<NativeWeight>>& groups, int
         seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count());
       }
   }
-  auto* data = new double[seconds.size() + 1];
-  std::copy(seconds.begin(), seconds.end(), data);
-  nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<double*>(p); });
-  return nb::cast(nb::ndarray<nb::numpy, double>(data, {size_t(passes), groups.size()}, owner));
+  return array({size_t(passes), groups.size()}, seconds);
 }
 
 void bind(nb::module_& m) {

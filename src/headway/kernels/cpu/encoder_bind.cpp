@@ -5,6 +5,7 @@
 
 #include <string>
 
+#include "binding_tools.h"
 #include "bindings.h"
 #include "encoder.h"
 
@@ -14,7 +15,6 @@ using namespace nb::literals;
 namespace headway {
 namespace {
 
-using Floats = nb::ndarray<const float, nb::numpy, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Table = nb::ndarray<const float, nb::numpy, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Numbers = nb::ndarray<const int32_t, nb::numpy, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
@@ -23,23 +23,9 @@ struct NativeEncoder {
   Table tokens, positions;  // what it reads
 };
 
-[[noreturn]] void refuse(const std::string& what) { throw nb::value_error(what.c_str()); }
-
-nb::object item(const nb::dict& d, const char* key) {
-  if (!d.contains(key)) refuse(std::string("encoder description lacks '") + key + "'");
-  return d[key];
-}
-
-Vector vector(const nb::dict& d, const char* key, int64_t length) {
-  const auto a = nb::cast<Floats>(item(d, key));
-  if (int64_t(a.shape(0)) != length)
-    refuse(std::string(key) + " has " + std::to_string(a.shape(0)) + " numbers, not " + std::to_string(length));
-  return {a.data(), a.data() + a.shape(0)};
-}
-
 EncoderNorm norm(const nb::dict& d, const char* key, int64_t width) {
   const auto parts = nb::cast<nb::dict>(item(d, key));
-  return {vector(parts, "weight", width), vector(parts, "bias", width)};
+  return {numbers(parts, "weight", width), numbers(parts, "bias", width)};
 }
 
 EncoderLinear linear(const nb::dict& d, const char* key, int64_t out, int64_t in) {
@@ -48,7 +34,7 @@ EncoderLinear linear(const nb::dict& d, const char* key, int64_t out, int64_t in
   if (w->out() != out || w->in() != in)
     refuse(std::string(key) + " is " + std::to_string(w->out()) + "x" + std::to_string(w->in()) + ", not " +
            std::to_string(out) + "x" + std::to_string(in));
-  return {w, vector(parts, "bias", out)};
+  return {w, numbers(parts, "bias", out)};
 }
 
 NativeEncoder make(const nb::dict& d) {
@@ -76,7 +62,7 @@ NativeEncoder make(const nb::dict& d) {
                       norm(l, "attention_norm", c.width), norm(l, "norm", c.width)});
   }
   made.encoder = std::make_shared<Encoder>(c, std::move(layers), made.tokens.data(), made.positions.data(),
-                                           vector(d, "type", c.width), norm(d, "norm", c.width));
+                                           numbers(d, "type", c.width), norm(d, "norm", c.width));
   return made;
 }
 
@@ -92,9 +78,8 @@ nb::object encode(const NativeEncoder& self, const Numbers& ids, const Numbers& 
     if (ids.data()[r] < 0 || ids.data()[r] >= c.tokens) refuse("a token lies outside the vocabulary");
     if (places.data()[r] < 0 || places.data()[r] >= c.positions) refuse("a sequence is longer than the positions");
   }
-  auto* out = new float[size_t(count * c.width) + 1];
-  nb::capsule owner(out, [](void* p) noexcept { delete[] static_cast<float*>(p); });
-  nb::object result = nb::cast(nb::ndarray<nb::numpy, float>(out, {size_t(count), size_t(c.width)}, owner));
+  float* out;
+  nb::object result = array({size_t(count), size_t(c.width)}, &out);
   const nb::gil_scoped_release release;
   self.encoder->encode(ids.data(), places.data(), offsets.data(), count, out, threads);
   return result;

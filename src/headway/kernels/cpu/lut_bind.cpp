@@ -5,6 +5,7 @@
 
 #include <string>
 
+#include "binding_tools.h"
 #include "bindings.h"
 #include "lut_weight.h"
 
@@ -15,10 +16,6 @@ namespace headway::lut {
 namespace {
 
 template <class T, size_t N> using Array = nb::ndarray<const T, nb::numpy, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
-
-void check(bool ok, const char* message) {
-  if (!ok) throw nb::value_error(message);
-}
 
 // Planes (bits, out, ceil(in / 8)), scales (1 or bits, out, groups), offsets (out, groups); T: float, or f16 as bits.
 // `level`: the kernels by name (lut_levels), for tests; empty: the best.
@@ -57,13 +54,11 @@ const LutWeight& lut_weight(const NativeWeight& weight) {
 nb::object matmul_float(const NativeWeight& weight, const Array<float, 2>& x) {
   const LutWeight& w = lut_weight(weight);
   check(int64_t(x.shape(1)) == w.in(), "x must have as many columns as the weight");
-  auto* y = new float[x.shape(0) * size_t(w.out()) + 1];
-  nb::capsule owner(y, [](void* p) noexcept { delete[] static_cast<float*>(p); });
-  {
-    const nb::gil_scoped_release release;
-    w.matmul_float(x.data(), int64_t(x.shape(0)), y);
-  }
-  return nb::cast(nb::ndarray<nb::numpy, float>(y, {x.shape(0), size_t(w.out())}, owner));
+  float* y;
+  nb::object made = array({x.shape(0), size_t(w.out())}, &y);
+  const nb::gil_scoped_release release;
+  w.matmul_float(x.data(), int64_t(x.shape(0)), y);
+  return made;
 }
 
 void bind(nb::module_& m) {

@@ -8,6 +8,7 @@
 #include <memory>
 #include <vector>
 
+#include "binding_tools.h"
 #include "bindings.h"
 #include "kernels.h"
 #include "linear.h"
@@ -21,13 +22,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
-
-nb::object array(const std::vector<double>& values, size_t columns) {
-  auto* data = new double[values.size() + 1];
-  std::copy(values.begin(), values.end(), data);
-  nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<double*>(p); });
-  return nb::cast(nb::ndarray<nb::numpy, double>(data, {values.size() / columns, columns}, owner));
-}
 
 // Weights that one matrix of activations meets (q, k, v; gate, up), in the order of the model: the runtime multiplies
 // with them in one go, and so does this.
@@ -80,7 +74,7 @@ nb::object time_matmul(const std::vector<Siblings>& groups,
         seconds.push_back(seconds_since(start));
       }
   }
-  return array(seconds, groups.size());
+  return array({seconds.size() / groups.size(), groups.size()}, seconds);
 }
 
 // Seconds of each preparation of x (its first `in` columns) for the weight, (passes, 1), on one thread.
@@ -99,7 +93,7 @@ nb::object time_form(const NativeWeight& weight,
     acts.build(*form, 0, acts.units(*form));
     seconds.push_back(seconds_since(start));
   }
-  return array(seconds, 1);
+  return array({seconds.size(), 1}, seconds);
 }
 
 // Seconds of each plain read of a group's bytes, (passes, groups), in turn: the roof of `time_matmul`.
@@ -134,7 +128,7 @@ nb::object time_read(const std::vector<Siblings>& groups, int passes, int thread
         seconds.push_back(seconds_since(start));
       }
   }
-  return array(seconds, groups.size());
+  return array({seconds.size() / groups.size(), groups.size()}, seconds);
 }
 
 void bind(nb::module_& m) {

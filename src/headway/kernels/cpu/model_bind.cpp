@@ -7,6 +7,7 @@
 #include <string>
 
 #include "batch.h"
+#include "binding_tools.h"
 #include "bindings.h"
 #include "model.h"
 
@@ -16,7 +17,6 @@ using namespace nb::literals;
 namespace headway {
 namespace {
 
-using Floats = nb::ndarray<const float, nb::numpy, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Tokens = nb::ndarray<const int32_t, nb::numpy, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 // What Python holds. By value, like NativeWeight: nanobind aborts when memory runs out while it takes a shared_ptr.
@@ -27,20 +27,11 @@ struct NativeSequence {
   std::shared_ptr<Sequence> sequence;
 };
 
-[[noreturn]] void refuse(const std::string& what) { throw nb::value_error(what.c_str()); }
-
-nb::object item(const nb::dict& d, const char* key) {
-  if (!d.contains(key)) refuse(std::string("model description lacks '") + key + "'");
-  return d[key];
-}
 template <class T> T number(const nb::dict& d, const char* key) { return nb::cast<T>(item(d, key)); }
 
 Vector vector(const nb::dict& d, const char* key, int64_t length, bool optional) {
   if (optional && !d.contains(key)) return {};
-  const auto a = nb::cast<Floats>(item(d, key));
-  if (int64_t(a.shape(0)) != length)
-    refuse(std::string(key) + " has " + std::to_string(a.shape(0)) + " numbers, not " + std::to_string(length));
-  return {a.data(), a.data() + a.shape(0)};
+  return numbers(d, key, length);
 }
 
 WeightPtr weight(const nb::dict& d, const char* key, int64_t out, int64_t in) {
@@ -132,13 +123,6 @@ std::vector<Part> parts_of(const Model& model, const nb::list& sequences, const 
   return parts;
 }
 
-nb::object matrix(int64_t rows, int64_t columns, float** data) {
-  auto* raw = new float[size_t(rows * columns)];
-  *data = raw;
-  nb::capsule owner(raw, [](void* p) noexcept { delete[] static_cast<float*>(p); });
-  return nb::cast(nb::ndarray<nb::numpy, float>(raw, {size_t(rows), size_t(columns)}, owner));
-}
-
 nb::object step(const NativeModel& self, const nb::list& sequences, const Tokens& tokens, const Tokens& offsets, bool every,
                 int threads) {
   Model& model = *self.model;
@@ -146,7 +130,7 @@ nb::object step(const NativeModel& self, const nb::list& sequences, const Tokens
   int64_t rows = 0;
   for (const Part& part : parts) rows += every ? part.count : 1;
   float* logits;
-  nb::object result = matrix(rows, model.config().vocab, &logits);
+  nb::object result = array({size_t(rows), size_t(model.config().vocab)}, &logits);
   const nb::gil_scoped_release release;
   model.step(parts, every, logits, threads);
   return result;
@@ -213,7 +197,8 @@ class OpenBatch {
     const ModelConfig& c = model_->config();
     const int64_t n = batch_.size(), qs = c.heads * c.head_dim, ks = c.kv_heads * c.head_dim;
     float *q, *k, *v;
-    nb::object a = matrix(n, qs, &q), b = matrix(n, ks, &k), d = matrix(n, ks, &v);
+    nb::object a = array({size_t(n), size_t(qs)}, &q), b = array({size_t(n), size_t(ks)}, &k),
+               d = array({size_t(n), size_t(ks)}, &v);
     for (int64_t r = 0; r < n; ++r) {
       std::copy_n(batch_.q(r), qs, q + r * qs);
       std::copy_n(batch_.k(r), ks, k + r * ks);
@@ -260,7 +245,7 @@ class OpenBatch {
       wanted.push_back(rows.data()[i]);
     }
     float* logits;
-    nb::object result = matrix(int64_t(wanted.size()), model_->config().vocab, &logits);
+    nb::object result = array({wanted.size(), size_t(model_->config().vocab)}, &logits);
     run([&](Pool::Session& session) { batch_.head(wanted, logits, session); });
     batch_.advance();
     batch_.clear();

@@ -9,6 +9,7 @@
 #include <optional>
 #include <string>
 
+#include "binding_tools.h"
 #include "bindings.h"
 #include "linear.h"
 #include "packed.h"
@@ -20,19 +21,6 @@ namespace headway {
 namespace {
 
 template <class T> using Matrix = nb::ndarray<const T, nb::numpy, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-
-template <class T> nb::object array(std::initializer_list<size_t> shape, T** data) {
-  size_t n = 1;
-  for (size_t s : shape) n *= s;
-  auto* raw = new T[n];
-  *data = raw;
-  nb::capsule owner(raw, [](void* p) noexcept { delete[] static_cast<T*>(p); });
-  return nb::cast(nb::ndarray<nb::numpy, T>(raw, shape, owner));
-}
-
-void check(bool ok, const char* message) {
-  if (!ok) throw nb::value_error(message);
-}
 
 constexpr int64_t kPieceBytes = 1 << 20;  // of a matrix that is given in pieces
 

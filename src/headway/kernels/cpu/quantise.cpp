@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "arena.h"
+#include "binding_tools.h"
 #include "bindings.h"
 #include "isa.h"
 #include "pool.h"
@@ -32,19 +33,6 @@ const QuantiseKernels& table() {
   }
 #endif
   return quantise_portable;
-}
-
-template <class T> nb::object made(std::initializer_list<size_t> shape, T** data) {
-  size_t n = 1;
-  for (size_t s : shape) n *= s;
-  auto* raw = new T[n];
-  *data = raw;
-  nb::capsule owner(raw, [](void* p) noexcept { delete[] static_cast<T*>(p); });
-  return nb::cast(nb::ndarray<nb::numpy, T>(raw, shape, owner));
-}
-
-void check(bool ok, const char* message) {
-  if (!ok) throw nb::value_error(message);
 }
 
 // Rows [first, first + rows) of a row-major matrix, transposed; rows beyond the last are filled.
@@ -84,7 +72,7 @@ nb::object fit(const Array<float, 2>& w, const Array<float, 1>& h, int64_t group
   check(group > 0 && levels > 0 && levels < 256 && candidates > 0, "group, levels and candidates must be positive");
   const int64_t groups = (in + group - 1) / group;
   float *scale, *minimum;
-  nb::object s = made<float>({size_t(out), size_t(groups)}, &scale), m = made<float>({size_t(out), size_t(groups)}, &minimum);
+  nb::object s = array<float>({size_t(out), size_t(groups)}, &scale), m = array<float>({size_t(out), size_t(groups)}, &minimum);
   {
     const nb::gil_scoped_release release;
     const QuantiseKernels& kernels = table();
@@ -108,7 +96,7 @@ nb::object factor(const Array<float, 2>& h, const Array<int32_t, 1>& order, floa
   check(least > 0, "least must be positive");
   for (int64_t c = 0; c < n; ++c) check(order.data()[c] >= 0 && order.data()[c] < n, "order must name every column");
   float* v;
-  nb::object result = made<float>({size_t(n), size_t(n)}, &v);
+  nb::object result = array<float>({size_t(n), size_t(n)}, &v);
   {
     const nb::gil_scoped_release release;
     const QuantiseKernels& kernels = table();
@@ -153,7 +141,7 @@ nb::object sweep(const Array<float, 2>& w, const Array<float, 2>& v, const Array
   else
     check(scale && minimum && fits(scale) && fits(minimum), "scale and minimum must be (rows, groups)");
   uint8_t* codes;
-  nb::object result = made<uint8_t>({size_t(out), size_t(in)}, &codes);
+  nb::object result = array<uint8_t>({size_t(out), size_t(in)}, &codes);
   {
     const nb::gil_scoped_release release;
     const QuantiseKernels& kernels = table();
@@ -199,9 +187,9 @@ nb::object refine(const Array<float, 2>& w, const Array<uint8_t, 2>& codes, cons
     check(int64_t(a->shape(0)) == out && int64_t(a->shape(1)) == groups, "scale and minimum must be (rows, groups)");
   uint8_t* new_codes;
   float *new_scale, *new_minimum;
-  nb::object q = made<uint8_t>({size_t(out), size_t(in)}, &new_codes);
-  nb::object s = made<float>({size_t(out), size_t(groups)}, &new_scale);
-  nb::object m = made<float>({size_t(out), size_t(groups)}, &new_minimum);
+  nb::object q = array<uint8_t>({size_t(out), size_t(in)}, &new_codes);
+  nb::object s = array<float>({size_t(out), size_t(groups)}, &new_scale);
+  nb::object m = array<float>({size_t(out), size_t(groups)}, &new_minimum);
   {
     const nb::gil_scoped_release release;
     const QuantiseKernels& kernels = table();

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "binding_tools.h"
 #include "bindings.h"
 #include "kernels.h"
 #include "pool.h"
@@ -17,12 +18,6 @@ namespace {
 using Logits = nb::ndarray<const float, nb::numpy, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Targets = nb::ndarray<const int64_t, nb::numpy, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
-template <class T> nb::object array(size_t n, T** data) {
-  *data = new T[n];
-  nb::capsule owner(*data, [](void* p) noexcept { delete[] static_cast<T*>(p); });
-  return nb::cast(nb::ndarray<nb::numpy, T>(*data, {n}, owner));
-}
-
 void check(const Logits& logits, const Targets& targets) {
   if (logits.shape(0) != targets.shape(0)) throw nb::value_error("one target for each row of logits");
   for (size_t i = 0; i < targets.shape(0); ++i)
@@ -34,7 +29,7 @@ nb::object log_softmax_at(const Logits& logits, const Targets& targets, int thre
   check(logits, targets);
   const auto rows = int64_t(logits.shape(0)), n = int64_t(logits.shape(1));
   double* out;
-  nb::object made = array(size_t(rows), &out);
+  nb::object made = array({size_t(rows)}, &out);
   const float* x = logits.data();
   const int64_t* at = targets.data();
   const nb::gil_scoped_release release;
@@ -54,8 +49,8 @@ nb::tuple compare_logits(const Logits& original, const Logits& candidate, const 
   if (int64_t(candidate.shape(1)) != n) throw nb::value_error("logits of two vocabularies");
   double *ours, *theirs, *kl;
   bool* agree;
-  nb::tuple made = nb::make_tuple(array(size_t(rows), &ours), array(size_t(rows), &theirs), array(size_t(rows), &kl),
-                                  array(size_t(rows), &agree));
+  nb::tuple made = nb::make_tuple(array({size_t(rows)}, &ours), array({size_t(rows)}, &theirs), array({size_t(rows)}, &kl),
+                                  array({size_t(rows)}, &agree));
   const float *x = original.data(), *y = candidate.data();
   const int64_t* at = targets.data();
   const nb::gil_scoped_release release;
