@@ -288,6 +288,48 @@ def test_attention_can_be_done_by_somebody_else():
     assert relative(batch.finish(np.arange(40, dtype=np.int32)), expected) < 1e-5
 
 
+def coded(x, axis=-1):
+    """What int8 keeps of vectors along an axis: codes -127..127 times largest / 127."""
+    largest = np.abs(x).max(axis=axis, keepdims=True).astype(np.float32)
+    inverse = np.float32(127) / np.where(largest > 0, largest, np.float32(1))
+    return np.rint(x.astype(np.float32) * inverse) * (largest / np.float32(127)).astype(np.float64)
+
+
+@pytest.mark.parametrize("name", ["llama", "odd"])
+def test_int8_attention_rounds_what_it_says_and_nothing_else(name):
+    """Queries, keys and values by their vector; the weights of 32 keys, times the values' scales, together."""
+    count = 70  # a page and a part of the next
+    native = runtime(name, kv="int8")
+    arch = native.architecture
+    tokens = TOKENS[:count].astype(np.int32)
+    found = native.begin(count).feed(tokens, every=True)
+    plain = NativeRuntime(arch, *models.random_parts(arch), kv="f32").begin(count).feed(tokens, every=True)
+    batch = native.batch()
+    batch.begin_at(tokens, np.arange(count, dtype=np.int32))
+    for layer in arch.layers:
+        q, k, v = (a.reshape(count, -1, arch.head_dim) for a in batch.project())
+        scales = np.abs(v).max(axis=2).astype(np.float64) / 127
+        group = arch.heads // arch.kv_heads
+        q, k, codes = coded(q), coded(k).repeat(group, axis=1), (coded(v) / scales[..., None]).repeat(group, axis=1)
+        scores = np.einsum("ihd,jhd->hij", q, k) * arch.query_scale
+        distance = np.arange(count)[:, None] - np.arange(count)
+        scores[:, (distance < 0) | ((layer.window > 0) & (distance >= (layer.window or 1)))] = -np.inf
+        if arch.attention_softcap:
+            scores = arch.attention_softcap * np.tanh(scores / arch.attention_softcap)
+        weights = np.exp(scores - scores.max(axis=2, keepdims=True))
+        out = np.zeros((count, arch.heads, arch.head_dim))
+        for begin in range(0, count, 32):
+            keys = slice(begin, begin + 32)
+            weighted = coded(weights[:, :, keys] * scales[keys].repeat(group, axis=1).T[:, None, :])
+            out += np.einsum("hij,jhd->ihd", weighted, codes[keys])
+        out /= weights.sum(axis=2).T[:, :, None]
+        batch.attended(out.reshape(count, -1).astype(np.float32))
+        batch.mix()
+    expected = batch.finish(np.arange(count, dtype=np.int32))
+    assert relative(found, expected) < 1e-3
+    assert relative(found, plain) > 4 * relative(found, expected)
+
+
 def test_batches_refuse_calls_out_of_turn():
     native = runtime("llama")
     session, batch = native.begin(10), native.batch()
