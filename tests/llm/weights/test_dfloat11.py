@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_net import TARGET
 from tiny_models import TinyFolder
 from torch import nn
 
@@ -15,7 +16,6 @@ from headway.core.model import Site
 from headway.core.module_model import ModuleModel
 from headway.core.registry import entry
 from headway.core.system import Context
-from headway.core.target import ComputeRate, MemoryLevel, Target
 from headway.llm.load import load, load_saved
 from headway.llm.weights.coded import CodedWeight
 from headway.llm.weights.dense import DenseWeight, from_bf16, to_bf16
@@ -23,18 +23,6 @@ from headway.llm.weights.dfloat11 import LEAST_GROUP, Dfloat11, bfloat16_bits, c
 from headway.llm.weights.grouped import Int8Weight
 
 SYSTEM = Dfloat11()
-TARGET = Target(
-    name="test",
-    fingerprint="0",
-    memory=(MemoryLevel("L2", 1 << 20, 1e11, 5e10, 1e-8), MemoryLevel("DRAM", 1 << 34, 3e10, 2e10, 1e-7)),
-    compute=(ComputeRate("f32", "fma", 1e11, 1e11),),
-    dispatch_s=1e-6,
-    crossing_s=1e-7,
-    ram_bytes=1 << 34,
-    available_bytes=1 << 33,
-    cores=1,
-    isa=("avx2",),
-)
 
 
 class Net(nn.Module):

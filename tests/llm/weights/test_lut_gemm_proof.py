@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from small_net import TARGET
 from tiny_models import TinyFolder
 
 from headway.core.evidence import Evidence
 from headway.core.measure import AGAIN
 from headway.core.progress import Task
 from headway.core.proof import ProofContext
-from headway.core.target import MemoryLevel, Target
 from headway.core.workload import Texts
 from headway.llm.load import load
 from headway.llm.weights import kernel_timing, proof_quality
@@ -26,19 +26,6 @@ from headway.llm.weights.bitplanes import BitPlanes
 from headway.llm.weights.dense import DenseWeight
 from headway.llm.weights.lut_gemm import LutGemm
 from headway.llm.weights.quantizers import rtn
-
-TARGET = Target(
-    name="test",
-    fingerprint="0",
-    memory=(MemoryLevel("L2", 1 << 20, 1e11, 5e10, 1e-8), MemoryLevel("DRAM", 1 << 34, 3e10, 2e10, 1e-7)),
-    compute=(),
-    dispatch_s=1e-6,
-    crossing_s=1e-7,
-    ram_bytes=1 << 34,
-    available_bytes=1 << 33,
-    cores=1,
-    isa=("avx2",),
-)
 
 
 @pytest.fixture

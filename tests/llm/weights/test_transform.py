@@ -8,14 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_net import context as small_context
+from small_net import small_model
 from torch import nn
 
 from headway.core.cache import StepCache
 from headway.core.errors import BadInput
 from headway.core.model import Site
 from headway.core.module_model import ModuleModel
+from headway.core.registry import system
 from headway.core.system import Context
 from headway.llm.weights.bitplanes import BitPlanes
+from headway.llm.weights.dense import DenseWeight
 from headway.llm.weights.grouped import Int4Weight, Int8Weight
 from headway.llm.weights.int4 import Int4, Int4Settings
 from headway.llm.weights.int8 import Int8, Int8Settings
@@ -59,11 +63,11 @@ def test_every_site_is_replaced_and_the_answer_stays_near(quantizer: str) -> Non
 
 def test_stored_bytes_are_what_making_gives() -> None:
     before = model()
-    for system, settings in ((Int4(), Int4Settings(group_size=48, quantizer="rtn")), (Int8(), Int8Settings())):
-        after = system.apply(before, settings, context())
+    for found, settings in ((Int4(), Int4Settings(group_size=48, quantizer="rtn")), (Int8(), Int8Settings())):
+        after = found.apply(before, settings, context())
         for site in before.sites():
             weight = after.weight(site.name)
-            assert system.stored(site, settings) == (weight.form, weight.nbytes)
+            assert found.stored(site, settings) == (weight.form, weight.nbytes)
 
 
 def test_recipes_that_treat_a_site_alike_share_its_result(tmp_path: Path) -> None:
@@ -124,3 +128,13 @@ def test_applying_the_grid_a_weight_has_already_changes_nothing() -> None:
     after = Int4().apply(held, Int4Settings(group_size=64, only="0"), context())
     assert isinstance(after.weight("0"), Int4Weight)
     np.testing.assert_array_equal(after.weight("0").dequantize(), planes.dequantize())
+
+
+@pytest.mark.parametrize("slug", ["lut-gemm", "bipolar-int"])
+def test_weights_that_are_not_finite_are_refused(slug: str) -> None:
+    found, model = system(slug), small_model()
+    bad = model.weight("out").dequantize().copy()
+    bad[3, 7] = np.nan
+    settings = found.settings.parse({"quantizer": "rtn"}, slug)
+    with pytest.raises(BadInput, match=r"weight of out is not finite at \(3, 7\)"):
+        found.apply(model.with_weights({"out": DenseWeight(bad)}), settings, small_context())
