@@ -92,6 +92,40 @@ def test_a_sequence_gives_the_same_bits_however_it_is_cut_and_threaded(name, for
         assert np.array_equal(np.concatenate(parts), whole)
 
 
+@pytest.mark.parametrize("kv", ["f32", "f16", "int8"])
+def test_a_sequence_that_begins_with_shared_pages_gives_the_bits_of_its_own(kv):
+    native = runtime("gemma3", "int8", kv=kv)
+    first = native.begin(400)
+    first.feed(TOKENS[:200])
+    pages = [first.share(index) for index in range(3)]
+    second = native.begin(400)
+    second.adopt(pages)
+    assert second.length == 192
+    whole = native.begin(400)
+    expected = whole.feed(TOKENS[:300], every=True)
+    assert np.array_equal(second.feed(TOKENS[192:300], every=True), expected[192:])
+    # What one does after the shared pages, or within a copy of them, is not seen by the other.
+    second.rewind(100)
+    assert np.array_equal(second.feed(TOKENS[100:150], every=True), expected[100:150])
+    second.feed(TOKENS[:40])
+    assert np.array_equal(first.feed(TOKENS[200:300], every=True), expected[200:])
+    with pytest.raises(ValueError, match="not full"):
+        second.share(2)
+    with pytest.raises(ValueError, match="empty sequence"):
+        first.adopt(pages)
+    with pytest.raises(ValueError, match="another model"):
+        runtime("gemma3", "int8", kv=kv).begin().adopt(pages)
+
+
+def test_only_the_logits_that_are_wanted_are_made():
+    native = runtime("llama", "int8")
+    pieces = [TOKENS[:5], TOKENS[:9], TOKENS[3:4]]
+    every = native.step([native.begin() for _ in pieces], pieces)
+    some = native.step([native.begin() for _ in pieces], pieces, wanted=[True, False, True])
+    assert np.array_equal(some, every[[0, 2]])
+    assert native.step([native.begin()], pieces[:1], wanted=[False]).shape == (0, every.shape[1])
+
+
 @pytest.mark.parametrize("form", ["dense", "int8"])
 def test_a_batch_gives_each_sequence_the_bits_it_has_alone(form):
     native = runtime("gemma3", form)

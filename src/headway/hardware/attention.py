@@ -101,7 +101,7 @@ def native_steps(shape: AttentionShape, *, kv: str, threads: int) -> Steps:
 
     def feed(sequence: Any, count: int) -> None:
         tokens = rng.integers(0, _VOCAB, count).astype(np.int32)
-        model.step([sequence], tokens, np.array((0, count), np.int32), False, threads)
+        model.step([sequence], tokens, np.array((0, count), np.int32), np.ones(1, np.uint8), threads)
 
     def steps(keys: int, queries: int) -> Callable[[], object]:
         sequence = model.sequence()

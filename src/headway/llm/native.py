@@ -77,6 +77,10 @@ def describe(
     }
 
 
+PAGE_TOKENS: int = _cpu.PAGE_TOKENS
+"""Tokens of one page of keys and values."""
+
+
 class NativeSession:
     """One sequence and its pages of keys and values. Not safe for two threads at once."""
 
@@ -106,6 +110,14 @@ class NativeSession:
             raise BadInput(
                 f"cannot rewind a sequence of {self.length} tokens to {length}", "start a new sequence instead"
             )
+
+    def share(self, index: int) -> Any:
+        """Page `index` (tokens 64 * index and up), which must be full: for another sequence to begin with."""
+        return self.sequence.share(index)
+
+    def adopt(self, pages: Sequence[Any]) -> None:
+        """Begin with shared pages, in order, as if their tokens had been fed. ValueError unless it is empty."""
+        self.sequence.adopt(list(pages))
 
     def trim(self) -> None:
         """Free the pages that no later token sees (layers with a window); a long rewind is then refused."""
@@ -155,11 +167,22 @@ class NativeRuntime:
         """
         return _cpu.Batch(self.model, self.threads)
 
-    def step(self, sessions: Sequence[NativeSession], tokens: Sequence[I64], every: bool = False) -> F32:
+    @property
+    def page_bytes(self) -> int:
+        """Keys and values of `PAGE_TOKENS` tokens."""
+        return self.model.block_bytes  # type: ignore[no-any-return]
+
+    def step(
+        self,
+        sessions: Sequence[NativeSession],
+        tokens: Sequence[I64],
+        every: bool = False,
+        wanted: Sequence[bool] | None = None,
+    ) -> F32:
         """Feed each session its tokens (n >= 1 each) in one crossing.
 
-        Returns logits float32 (rows, vocab): the last token's of each session, or every token's, in order. MemoryError
-        leaves every session as it was.
+        Returns logits float32 (rows, vocab): the last token's of each session (of those with `wanted` true), or every
+        token's, in order. MemoryError leaves every session as it was.
         """
         if len(tokens) == 1:
             flat = np.asarray(tokens[0], np.int32)
@@ -168,4 +191,5 @@ class NativeRuntime:
             flat = np.concatenate(tokens).astype(np.int32)
             offsets = np.cumsum([0, *(len(part) for part in tokens)], dtype=np.int32)
         sequences = [session.sequence for session in sessions]
-        return self.model.step(sequences, np.ascontiguousarray(flat), offsets, every, self.threads)  # type: ignore[no-any-return]
+        rows = np.full(len(sequences), 2 if every else 1, np.uint8) if wanted is None else np.asarray(wanted, np.uint8)
+        return self.model.step(sequences, np.ascontiguousarray(flat), offsets, rows, self.threads)  # type: ignore[no-any-return]

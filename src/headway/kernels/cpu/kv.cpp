@@ -1,6 +1,7 @@
 #include "kv.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace headway {
 
@@ -25,6 +26,17 @@ size_t Sequence::bytes() const {
 }
 
 void Sequence::reserve(int64_t n) {
+  if (length_ % kPageTokens) {
+    const int64_t last = length_ / kPageTokens;
+    for (auto& blocks : blocks_) {
+      if (last >= int64_t(blocks.size()) || !blocks[size_t(last)] || blocks[size_t(last)].use_count() == 1) continue;
+      const auto& shared = *blocks[size_t(last)];
+      auto own = std::make_shared<Buffer>(shared.size(), Owner::kv);
+      std::memcpy(own->data(), shared.data(), shared.size());
+      blocks[size_t(last)] = std::move(own);
+      link(last);
+    }
+  }
   const int64_t wanted = (length_ + n + kPageTokens - 1) / kPageTokens;
   for (auto& pages : pages_) pages.resize(std::max(pages.size(), size_t(wanted)), nullptr);
   for (int g = 0; g < 2; ++g) {
@@ -44,6 +56,29 @@ void Sequence::link(int64_t block) {
     pages_[layer][size_t(block)] =
         owner ? owner->as<char>() + size_t(layout_->index[layer]) * layout_->page_bytes : nullptr;
   }
+}
+
+bool Sequence::share(int64_t index, Block* block) const {
+  if (index < 0 || (index + 1) * kPageTokens > length_) return false;
+  for (int g = 0; g < 2; ++g) {
+    if (!layout_->layers_of[g]) continue;
+    block->pages[g] = blocks_[g][size_t(index)];
+    if (!block->pages[g]) return false;
+  }
+  return true;
+}
+
+bool Sequence::adopt(const std::vector<Block>& blocks) {
+  if (length_ || trimmed_) return false;
+  for (auto& pages : pages_) pages.assign(blocks.size(), nullptr);
+  for (int g = 0; g < 2; ++g) {
+    blocks_[g].clear();
+    if (layout_->layers_of[g])
+      for (const Block& block : blocks) blocks_[g].push_back(block.pages[g]);
+  }
+  for (size_t i = 0; i < blocks.size(); ++i) link(int64_t(i));
+  length_ = int64_t(blocks.size()) * kPageTokens;
+  return true;
 }
 
 bool Sequence::truncate(int64_t length) {

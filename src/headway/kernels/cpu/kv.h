@@ -26,19 +26,29 @@ struct KVLayout {
   KVLayout(int64_t kv_heads, int64_t head_dim, PageStore store, std::vector<int64_t> windows);
 };
 
+// One page of every layer, by group (null: the group has no layers). Sequences that begin alike share it.
+struct Block {
+  std::shared_ptr<Buffer> pages[2];
+};
+
 class Sequence {
  public:
   explicit Sequence(std::shared_ptr<const KVLayout> layout) : layout_(std::move(layout)), pages_(layout_->window.size()) {}
 
   int64_t length() const { return length_; }
   size_t bytes() const;
-  // Room for `n` more tokens; changes nothing when it throws std::bad_alloc.
+  // Room for `n` more tokens; changes nothing but room when it throws std::bad_alloc. A shared page that will be
+  // written to becomes the sequence's own.
   void reserve(int64_t n);
   void advance(int64_t n) { length_ += n; }
   // Forget tokens from `length` on. False if that reaches back before what `trim` kept.
   bool truncate(int64_t length);
   // Free the pages of windowed layers that no later token sees.
   void trim();
+  // Full page `index`. False when `trim` let go of it, or it is not full.
+  bool share(int64_t index, Block* block) const;
+  // An empty sequence takes these pages as its first tokens. False when it is not empty.
+  bool adopt(const std::vector<Block>& blocks);
 
   const void* const* pages(int64_t layer) const { return pages_[size_t(layer)].data(); }
   // Page and slot for position `at` of a layer.

@@ -75,7 +75,7 @@ size_t Model::read(int threads) const {
   return total;
 }
 
-void Model::step(const std::vector<Part>& parts, bool every, float* logits, int threads) {
+void Model::step(const std::vector<Part>& parts, float* logits, int threads) {
   const std::lock_guard lock(busy_);
   std::vector<int64_t> before;
   for (const Part& part : parts) before.push_back(part.sequence->length());
@@ -97,7 +97,8 @@ void Model::step(const std::vector<Part>& parts, bool every, float* logits, int 
         const Part& part = parts[p];
         const int64_t n = std::min(part.count - done, kChunkRows - batch_->size());
         for (int64_t i = done; i < done + n; ++i)
-          if (every || i == part.count - 1) out.push_back(batch_->size() + i - done);
+          if (part.wanted == Wanted::every || (part.wanted == Wanted::last && i == part.count - 1))
+            out.push_back(batch_->size() + i - done);
         batch_->append(part.sequence, part.sequence->length(), part.tokens + done, n);
         done += n;
         if (done == part.count) {
@@ -111,7 +112,7 @@ void Model::step(const std::vector<Part>& parts, bool every, float* logits, int 
         batch_->attend(layer, session);
         batch_->mix(layer, session);
       }
-      batch_->head(out, logits, session);
+      if (!out.empty()) batch_->head(out, logits, session);
       logits += int64_t(out.size()) * config_.vocab;
       batch_->advance();
     }

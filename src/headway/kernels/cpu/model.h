@@ -51,10 +51,13 @@ struct ModelConfig {
   bool exact = false;  // float32 activations everywhere
 };
 
+enum class Wanted : uint8_t { none = 0, last = 1, every = 2 };  // logits: of which of a part's tokens
+
 struct Part {  // of a step
   Sequence* sequence;
   const int32_t* tokens;
   int64_t count;
+  Wanted wanted;
 };
 
 constexpr int64_t kChunkRows = 512;  // batch rows that go through the layers together
@@ -83,9 +86,9 @@ class Model {
   // Read every weight plainly, matrix by matrix as a step does; returns the bytes read.
   size_t read(int threads) const;
 
-  // Feed every part; logits rows, vocab floats each, in order: of each part's last token, or of every token.
+  // Feed every part; logits rows, vocab floats each, of the tokens wanted, in order.
   // If it throws (std::bad_alloc) no sequence has changed.
-  void step(const std::vector<Part>& parts, bool every, float* logits, int threads);
+  void step(const std::vector<Part>& parts, float* logits, int threads);
 
  private:
   template <class F> void each_weight(F&& f) const;

@@ -27,6 +27,27 @@ struct NativeSequence {
   std::shared_ptr<Sequence> sequence;
 };
 
+struct NativeBlock {
+  Block block;
+  const KVLayout* layout;
+};
+
+NativeBlock share(const NativeSequence& self, int64_t index) {
+  NativeBlock shared{{}, &self.sequence->layout()};
+  if (!self.sequence->share(index, &shared.block)) refuse("page " + std::to_string(index) + " is not full, or trimmed");
+  return shared;
+}
+
+void adopt(NativeSequence& self, const nb::list& blocks) {
+  std::vector<Block> taken;
+  for (const nb::handle handle : blocks) {
+    const auto& block = nb::cast<const NativeBlock&>(handle);
+    if (block.layout != &self.sequence->layout()) refuse("a page belongs to another model");
+    taken.push_back(block.block);
+  }
+  if (!self.sequence->adopt(taken)) refuse("only an empty sequence can begin with shared pages");
+}
+
 template <class T> T number(const nb::dict& d, const char* key) { return nb::cast<T>(item(d, key)); }
 
 Vector vector(const nb::dict& d, const char* key, int64_t length, bool optional) {
@@ -118,21 +139,27 @@ std::vector<Part> parts_of(const Model& model, const nb::list& sequences, const 
       if (part.sequence == sequence) refuse("a sequence occurs twice in one step");
     for (int64_t t = bounds[i]; t < bounds[i + 1]; ++t)
       if (tokens.data()[t] < 0 || tokens.data()[t] >= model.config().vocab) refuse("a token lies outside the vocabulary");
-    parts.push_back({sequence, tokens.data() + bounds[i], count});
+    parts.push_back({sequence, tokens.data() + bounds[i], count, Wanted::none});
   }
   return parts;
 }
 
-nb::object step(const NativeModel& self, const nb::list& sequences, const Tokens& tokens, const Tokens& offsets, bool every,
+nb::object step(const NativeModel& self, const nb::list& sequences, const Tokens& tokens, const Tokens& offsets,
+                const nb::ndarray<const uint8_t, nb::numpy, nb::ndim<1>, nb::c_contig, nb::device::cpu>& wanted,
                 int threads) {
   Model& model = *self.model;
-  const std::vector<Part> parts = parts_of(model, sequences, tokens, offsets);
+  std::vector<Part> parts = parts_of(model, sequences, tokens, offsets);
+  if (wanted.shape(0) != parts.size()) refuse("say for each sequence which logits are wanted");
   int64_t rows = 0;
-  for (const Part& part : parts) rows += every ? part.count : 1;
+  for (size_t i = 0; i < parts.size(); ++i) {
+    if (wanted.data()[i] > 2) refuse("wanted logits are 0 none, 1 of the last token, 2 of every token");
+    parts[i].wanted = Wanted(wanted.data()[i]);
+    rows += parts[i].wanted == Wanted::every ? parts[i].count : parts[i].wanted == Wanted::last;
+  }
   float* logits;
   nb::object result = array({size_t(rows), size_t(model.config().vocab)}, &logits);
   const nb::gil_scoped_release release;
-  model.step(parts, every, logits, threads);
+  model.step(parts, logits, threads);
   return result;
 }
 
@@ -288,18 +315,27 @@ class OpenBatch {
 };
 
 void bind(nb::module_& m) {
+  m.attr("PAGE_TOKENS") = kPageTokens;
+  nb::class_<NativeBlock>(m, "Block");
   nb::class_<NativeSequence>(m, "Sequence")
       .def_prop_ro("length", [](const NativeSequence& s) { return s.sequence->length(); })
       .def_prop_ro("nbytes", [](const NativeSequence& s) { return s.sequence->bytes(); })
       .def("truncate", [](NativeSequence& s, int64_t length) { return s.sequence->truncate(length); }, "length"_a)
-      .def("trim", [](NativeSequence& s) { s.sequence->trim(); });
+      .def("trim", [](NativeSequence& s) { s.sequence->trim(); })
+      .def("share", &share, "index"_a)
+      .def("adopt", &adopt, "blocks"_a);
   nb::class_<NativeModel>(m, "Model")
       .def_prop_ro("weight_bytes", [](const NativeModel& m) { return m.model->weight_bytes(); })
       .def("read", [](NativeModel& m, int threads) { return m.model->read(threads); }, "threads"_a = 0,
            nb::call_guard<nb::gil_scoped_release>())
       .def("sequence",
            [](const NativeModel& m) { return NativeSequence{std::make_shared<Sequence>(m.model->kv_layout())}; })
-      .def("step", &step, "sequences"_a, "tokens"_a, "offsets"_a, "every"_a = false, "threads"_a = 0);
+      .def_prop_ro("block_bytes",
+                   [](const NativeModel& m) {
+                     const KVLayout& layout = *m.model->kv_layout();
+                     return size_t(layout.layers_of[0] + layout.layers_of[1]) * layout.page_bytes;
+                   })
+      .def("step", &step, "sequences"_a, "tokens"_a, "offsets"_a, "wanted"_a, "threads"_a = 0);
   nb::class_<OpenBatch>(m, "Batch")
       .def(nb::init<const NativeModel&, int>(), "model"_a, "threads"_a = 0)
       .def_prop_ro("layer", &OpenBatch::layer)
