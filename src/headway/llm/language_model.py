@@ -48,8 +48,10 @@ class LanguageModel(Model):
         threads: int = 0,
         kv: KVType = "f16",
         source: Path | None = None,
+        scheduler: tuple[str, Mapping[str, Any]] | None = None,
     ) -> None:
         """kv: how the native runtime keeps keys and values (the exact one: float32).
+        scheduler: the system, and its settings, that a server of this model is to schedule with.
         source: the GGUF file it was read from, for peers that read it too.
 
         Raises `BadInput` when a weight is missing or of another shape, or the tokenizer is another model's."""
@@ -61,6 +63,7 @@ class LanguageModel(Model):
         self.threads = threads
         self.kv: KVType = kv
         self.source = source
+        self.scheduler = scheduler
         self._weights = dict(weights)
         self._vectors = dict(vectors)
         self._check()
@@ -119,6 +122,10 @@ class LanguageModel(Model):
         """The same model with its keys and values kept in another form."""
         return self._like(kv=kv)
 
+    def with_scheduler(self, system: str, settings: Mapping[str, Any]) -> Self:
+        """The same model, to be served by that scheduler."""
+        return self._like(scheduler=(system, dict(settings)))
+
     def _like(self, **changed: Any) -> Self:
         parts = {
             "name": self.name,
@@ -131,6 +138,7 @@ class LanguageModel(Model):
             "threads": self.threads,
             "kv": self.kv,
             "source": self.source,
+            "scheduler": self.scheduler,
         }
         return type(self)(**{**parts, **changed})
 

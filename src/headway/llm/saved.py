@@ -58,6 +58,7 @@ def save(model: LanguageModel, folder: Path) -> None:
         "weights": weights,
         "tokenizer": {**_info_json(model.tokenizer.info), "sha256": sha256_of(tokenizer)},
         "kv": model.kv,
+        **({} if model.scheduler is None else {"scheduler": [model.scheduler[0], dict(model.scheduler[1])]}),
         "template": None if model.template is None else model.template.source,
     }
     held = {site.name: model.weight(site.name) for site in model.sites()}
@@ -94,7 +95,9 @@ def load_saved(path: Path) -> LanguageModel:
         digest = str(stored["sha256"])
         name, template, content = str(description["name"]), description["template"], description["content"]
         kv = description.get("kv", "f16")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        system = description.get("scheduler")
+        scheduler = None if system is None else (str(system[0]), dict(system[1]))
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise BadFile(where, 0, f"does not describe {VALUES} ({error!r:.200})") from None
     unsigned = {key: value for key, value in description.items() if key != "content"}
     if _content(unsigned, model_digest(arch, weights, vectors)) != content:
@@ -109,6 +112,7 @@ def load_saved(path: Path) -> LanguageModel:
         tokenizer=Tokenizer(info, lambda: _tokenizer(folder, digest)),
         template=None if template is None else ChatTemplate(template, info.special),
         kv=kv,
+        scheduler=scheduler,
     )
 
 

@@ -1,0 +1,1 @@
+"""Many requests at once: the engine, the schedulers that choose its batches, and the simulator they share."""

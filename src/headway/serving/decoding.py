@@ -1,0 +1,136 @@
+"""`Decoding`: the requests that generate, advanced together.
+
+A step in which all of them get a token costs the same for two as for two hundred: one clock ticks, and what each
+request has is its own base plus the clock. Requests that need a page or end at a certain tick wait in the bucket of
+that tick. So a million requests can be simulated with the objects that the engine runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from headway.serving.job import Job
+
+
+class Decoding:
+    """Members in the order they joined. `pages` below are a request's own and shared pages together."""
+
+    def __init__(self, page_tokens: int) -> None:
+        self._page_tokens = page_tokens
+        self._members: dict[int, Job] = {}
+        self._grow: dict[int, dict[int, Job]] = {}
+        self._end: dict[int, dict[int, Job]] = {}
+        self._joined: dict[int, Job] = {}  # since the last tick: their last token is their own
+        self._needed = 0  # members that need a page at this tick
+        self.tick = 0
+        self.tick_time = 0.0
+        self.context = 0
+
+    @property
+    def count(self) -> int:
+        return len(self._members)
+
+    @property
+    def pages_needed(self) -> int:
+        return self._needed
+
+    def __iter__(self) -> Iterator[Job]:
+        return iter(self._members.values())
+
+    def __contains__(self, job: Job) -> bool:
+        return job.id in self._members
+
+    def context_of(self, job: Job) -> int:
+        return job.done_base + self.tick
+
+    def generated(self, job: Job) -> int:
+        return job.generated_base + self.tick
+
+    def needs_page(self, job: Job) -> bool:
+        return job.id in self._members and job.grow_tick == self.tick
+
+    def last_time(self, job: Job) -> float:
+        """When its newest token came."""
+        return job.last if job.last_tick == self.tick else self.tick_time
+
+    def join(self, job: Job, now: float) -> None:
+        """A request whose prompt is done and whose first token (of this stay) came now."""
+        tick = self.tick
+        self._members[job.id] = job
+        self.context += job.done
+        job.done_base = job.done - tick
+        job.generated_base = job.generated - tick
+        job.last, job.last_tick = now, tick
+        self._joined[job.id] = job
+        self._grow_at(job, job.pages * self._page_tokens - job.done_base)
+        self._end_at(job, job.most - job.generated_base)
+
+    def leave(self, job: Job) -> None:
+        """Take it out; `done` and `generated` hold again what it has."""
+        del self._members[job.id]
+        job.done, job.generated = self.context_of(job), self.generated(job)
+        self.context -= job.done
+        if job.grow_tick == self.tick:
+            self._needed -= 1
+        job.grow_tick = job.end_tick = -1
+        if job.last_tick != self.tick:
+            job.last, job.last_tick = self.tick_time, self.tick
+
+    def growing(self, jobs: Sequence[Job] | None = None) -> list[Job]:
+        """Those (of `jobs`, or of all) that need a page before they get a token."""
+        if not self._needed:
+            return []
+        members = self._grow.get(self.tick, {}).values() if jobs is None else jobs
+        return [job for job in members if self.needs_page(job)]
+
+    def grown(self, job: Job) -> None:
+        """It got a page."""
+        job.pages += 1
+        self._needed -= 1
+        self._grow_at(job, job.pages * self._page_tokens - job.done_base)
+
+    def advance(self, now: float, gaps: list[tuple[float, int]]) -> list[Job]:
+        """Everyone got a token; returns those at their end. `gaps` takes (seconds since the last one, how many)."""
+        count = len(self._members)
+        own = 0
+        for job in self._joined.values():
+            if job.last_tick == self.tick and job.id in self._members:
+                gaps.append((now - job.last, 1))
+                own += 1
+        self._joined.clear()
+        if count > own:
+            gaps.append((now - self.tick_time, count - own))
+        self._grow.pop(self.tick, None)
+        self.tick += 1
+        self.tick_time = now
+        self.context += count
+        self._needed = sum(
+            job.id in self._members and job.grow_tick == self.tick for job in self._grow.get(self.tick, {}).values()
+        )
+        return [j for j in self._end.pop(self.tick, {}).values() if j.id in self._members and j.end_tick == self.tick]
+
+    def advance_some(self, jobs: Sequence[Job], now: float, gaps: list[tuple[float, int]]) -> list[Job]:
+        """As `advance`, for some of them."""
+        ended = []
+        for job in jobs:
+            gaps.append((now - self.last_time(job), 1))
+            job.done_base += 1
+            job.generated_base += 1
+            job.last, job.last_tick = now, self.tick
+            self._joined[job.id] = job
+            self.context += 1
+            self._grow_at(job, job.grow_tick - 1)
+            self._end_at(job, job.end_tick - 1)
+            if job.end_tick == self.tick:
+                ended.append(job)
+        return ended
+
+    def _grow_at(self, job: Job, tick: int) -> None:
+        job.grow_tick = tick
+        self._grow.setdefault(tick, {})[job.id] = job
+        if tick == self.tick:
+            self._needed += 1
+
+    def _end_at(self, job: Job, tick: int) -> None:
+        job.end_tick = tick
+        self._end.setdefault(tick, {})[job.id] = job

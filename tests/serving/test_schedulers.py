@@ -1,0 +1,109 @@
+"""Laws of every scheduler, in the simulator: tokens and pages are conserved, nobody is forgotten, runs repeat."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from serving_traces import SCHEDULERS, SETTINGS, run, scheduler, traces
+
+import headway
+from headway.core.errors import BadInput
+from headway.llm.language_model import LanguageModel
+from headway.llm.saved import load_saved
+from headway.serving.schedulers.base import MAIN, Limits
+from headway.serving.schedulers.sarathi_serve import Sarathi, SarathiSettings
+from headway.serving.simulator import Setting
+from headway.serving.trace import Trace
+
+
+@pytest.mark.parametrize("slug", SCHEDULERS)
+@given(trace=traces(), setting=SETTINGS)
+@settings(max_examples=60, deadline=None)
+def test_every_request_gets_its_tokens(slug: str, trace: Trace, setting: Setting) -> None:
+    outcome = run(trace, scheduler(slug), setting)
+    assert outcome.unfinished == 0 and outcome.rejected == 0
+    assert (outcome.generated == trace.output).all()
+    assert (outcome.ttft > 0).all() and (outcome.finish >= outcome.ttft).all()
+    # Every token but a request's first (of each stay) closes a gap, and no computed row is counted twice.
+    values, counts = outcome.gaps
+    assert counts.sum() == (trace.output - 1).sum()
+    assert (values > 0).all()
+    cached = setting.prefix and trace.keys is not None
+    rows = trace.prompt.sum() + (trace.output - 1).sum()
+    assert outcome.tokens == rows if not cached and not outcome.preemptions.sum() else outcome.tokens > 0
+
+
+@pytest.mark.parametrize("slug", SCHEDULERS)
+@given(trace=traces(), setting=SETTINGS)
+@settings(max_examples=15, deadline=None)
+def test_a_run_repeats(slug: str, trace: Trace, setting: Setting) -> None:
+    first: list[object] = []
+    second: list[object] = []
+    run(trace, scheduler(slug), setting, first)
+    run(trace, scheduler(slug), setting, second)
+    assert first == second
+
+
+@pytest.mark.parametrize("slug", SCHEDULERS)
+def test_a_request_that_can_never_fit_is_refused_and_blocks_nobody(slug: str) -> None:
+    trace = Trace(np.zeros(3), np.array([10, 1000, 10]), np.array([3, 3, 3]))
+    outcome = run(trace, scheduler(slug), Setting(pages=40, page_tokens=4, limits=Limits(max_seqs=4)))
+    assert outcome.rejected == 1 and np.isnan(outcome.finish[1])
+    assert not np.isnan(outcome.finish[[0, 2]]).any()
+
+
+@pytest.mark.parametrize("slug", SCHEDULERS)
+def test_a_request_alone_that_outgrows_the_pages_ends_with_what_it_has(slug: str) -> None:
+    trace = Trace(np.zeros(2), np.array([30, 8]), np.array([60, 4]))
+    outcome = run(trace, scheduler(slug), Setting(pages=10, page_tokens=4, limits=Limits(max_seqs=4)))
+    assert outcome.unfinished == 0
+    assert outcome.generated[1] == 4
+    assert outcome.rejected == 1 or 1 <= outcome.generated[0] < 60
+
+
+@pytest.mark.parametrize("slug", SCHEDULERS)
+def test_famine_preempts_and_still_finishes(slug: str) -> None:
+    random = np.random.default_rng(1)
+    trace = Trace(np.zeros(60), random.integers(1, 81, 60), random.integers(20, 41, 60))
+    outcome = run(trace, scheduler(slug), Setting(pages=37, page_tokens=4, limits=Limits(max_seqs=32)))
+    assert outcome.unfinished == 0 and (outcome.generated == trace.output).all()
+
+
+@given(trace=traces(), setting=SETTINGS)
+@settings(max_examples=60, deadline=None)
+def test_sarathi_never_exceeds_its_budget(trace: Trace, setting: Setting) -> None:
+    budget = 16
+    made = Sarathi(SarathiSettings(token_budget=budget))
+    seen: list[int] = []
+
+    class Watched(Sarathi):
+        def decide(self, view):  # type: ignore[no-untyped-def]
+            plan = made.decide(view)
+            batch = plan.lanes.get(MAIN)
+            if batch is not None:
+                chunks = sum(chunk.tokens for chunk in batch.chunks)
+                seen.append(chunks + view.decoding.count)
+                assert batch.decode == "all" or not view.decoding.count  # decodes are never left out
+            return plan
+
+    run(trace, Watched(made.settings), setting)
+    assert max(seen) <= max(budget, setting.limits.max_seqs)
+    assert sum(seen) >= (trace.output - 1).sum()
+
+
+@pytest.mark.parametrize("slug", SCHEDULERS)
+def test_a_model_carries_its_scheduler_and_an_artifact_keeps_it(
+    slug: str, tiny_served: LanguageModel, tmp_path: Path
+) -> None:
+    served = headway.apply(f"int8 + {slug}", tiny_served)
+    assert served.scheduler == (slug, {})
+    served.save(tmp_path / "saved")
+    assert load_saved(tmp_path / "saved").scheduler == (slug, {})
+
+
+def test_two_schedulers_clash(tiny_served: LanguageModel) -> None:
+    with pytest.raises(BadInput, match="both take slot 'scheduler'"):
+        headway.apply("sarathi-serve + vllm-like", tiny_served)
