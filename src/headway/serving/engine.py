@@ -105,8 +105,11 @@ class Engine:
 
     # Requests
 
-    def submit(self, request: Request) -> int:
-        """Queue a request; its id. Raises `BadInput` when no engine of this size could serve it."""
+    def submit(self, request: Request, arrival: float | None = None) -> int:
+        """Queue a request; its id. Raises `BadInput` when no engine of this size could serve it.
+
+        arrival: when it came, on the engine's clock, if that was before now.
+        """
         count, context = len(request.tokens), self.state.limits.max_len
         if not count:
             raise BadInput("the prompt is empty", "give at least one token")
@@ -119,7 +122,8 @@ class Engine:
         if min(tokens) < 0 or max(tokens) >= self.model.architecture.vocab:
             raise BadInput("a token id lies outside the vocabulary", f"ids are 0..{self.model.architecture.vocab - 1}")
         self._ids += 1
-        answer = _Answer(request, Job(self._ids, self.clock(), count, request.max_tokens), _sampler(request), tokens)
+        job = Job(self._ids, self.clock() if arrival is None else arrival, count, request.max_tokens)
+        answer = _Answer(request, job, Sampler(request.sampling, tokens), tokens)
         answer.job.deadline = request.deadline
         self._answers[self._ids] = answer
         if self.state.prefix is not None:
@@ -253,10 +257,6 @@ class Engine:
         """Wait for batches that run, and let go of the lanes' threads."""
         if self._lanes is not None:
             self._lanes.shutdown()
-
-
-def _sampler(request: Request) -> Sampler:
-    return Sampler(request.sampling, request.tokens)
 
 
 def _sample(answer: _Answer, logits: F32) -> tuple[int, Logprobs | None, str, bool]:

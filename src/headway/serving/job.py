@@ -47,6 +47,8 @@ class Job:
     matched: int = -1
     """Version of the prefix tree that `done` was read from, while it waits."""
 
+    started: float | None = None
+    """When it was first admitted."""
     first: float | None = None
     """When its first token came."""
     finished: float | None = None

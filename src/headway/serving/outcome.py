@@ -21,6 +21,8 @@ class Outcome:
 
     arrival: F64
     prompt: npt.NDArray[np.int64]
+    delay: F64
+    """From arrival to admission."""
     ttft: F64
     """From arrival to the first token."""
     finish: F64
@@ -46,20 +48,23 @@ class Outcome:
             trace.prompt,
             nothing.copy(),
             nothing.copy(),
+            nothing.copy(),
             np.zeros(count, np.int64),
             np.zeros(count, np.int64),
         )
 
-    def end(self, job: Job) -> None:
-        """A request is over; its id is its place in the trace."""
+    def end(self, job: Job, at: int | None = None) -> None:
+        """A request is over; `at` is its place in the trace, by default its id."""
+        at = job.id if at is None else at
         if job.first is None:
             self.rejected += 1
             return
-        assert job.finished is not None
-        self.ttft[job.id] = job.first - job.arrival
-        self.finish[job.id] = job.finished - job.arrival
-        self.generated[job.id] = job.generated
-        self.preemptions[job.id] = job.preemptions
+        assert job.finished is not None and job.started is not None
+        self.delay[at] = job.started - job.arrival
+        self.ttft[at] = job.first - job.arrival
+        self.finish[at] = job.finished - job.arrival
+        self.generated[at] = job.generated
+        self.preemptions[at] = job.preemptions
 
     def reject(self, job: Job) -> None:
         self.rejected += 1
@@ -99,6 +104,11 @@ class Outcome:
         sums = np.cumsum(counts[order])
         return float(values[order][np.searchsorted(sums, q * sums[-1], side="left").clip(0, len(order) - 1)])
 
+    def ttft_quantile(self, q: float) -> float:
+        """Quantile of the time to the first token over all requests that got one; NaN without any."""
+        got = self.ttft[~np.isnan(self.ttft)]
+        return float(np.quantile(got, q)) if len(got) else float("nan")
+
     @property
     def gap_mean(self) -> float:
         values, counts = self.gaps
@@ -107,7 +117,7 @@ class Outcome:
     def summary(self) -> dict[str, Any]:
         """The figures people compare."""
         done = ~np.isnan(self.finish)
-        ttft = self.ttft[done]
+        delay, ttft = self.delay[done], self.ttft[done]
         return {
             "requests": len(self.arrival),
             "finished": int(done.sum()),
@@ -118,9 +128,10 @@ class Outcome:
             "seconds": self.end_s,
             "output_tok_s": float(self.generated.sum() / max(self.end_s, 1e-9)),
             "total_tok_s": float((self.generated[done].sum() + self.prompt[done].sum()) / max(self.end_s, 1e-9)),
+            "delay_p50_s": float(np.median(delay)) if len(delay) else float("nan"),
             "ttft_mean_s": float(ttft.mean()) if len(ttft) else float("nan"),
-            "ttft_p50_s": float(np.quantile(ttft, 0.5)) if len(ttft) else float("nan"),
-            "ttft_p99_s": float(np.quantile(ttft, 0.99)) if len(ttft) else float("nan"),
+            "ttft_p50_s": self.ttft_quantile(0.5),
+            "ttft_p99_s": self.ttft_quantile(0.99),
             "tbt_mean_s": self.gap_mean,
             "tbt_p50_s": self.gap_quantile(0.5),
             "tbt_p99_s": self.gap_quantile(0.99),

@@ -310,6 +310,8 @@ class State:
         job.pages = -(-max(tokens, job.target) // self.page_tokens)
         self._take(job.pages - len(job.shared))
         job.phase = PREFILL
+        if job.started is None:
+            job.started = self.now
         self._prefilling[job.id] = job
         self._owner.admit(job, [node.block for node in job.shared])
 

@@ -209,12 +209,13 @@ def admit_whole(
 ) -> list[Chunk]:
     """Whole prompts from the queue while pages, tokens and places last, never skipping one; the first may be longer.
 
-    free: pages there are. reserve_all: take pages for the whole answer at once.
+    free: pages there are. reserve_all: take pages for the whole answer at once. A prompt is left over from its
+    admission when pages it shares went to another one of the same plan.
     """
-    chunks: list[Chunk] = []
+    chunks = [Chunk(job, job.left) for job in view.prefilling if not job.busy]
     refused = len(plan.reject)
     watermark = 0 if reserve_all else int(view.limits.watermark * view.total_pages)
-    seqs, tokens = view.seqs, 0
+    seqs, tokens = view.seqs, sum(chunk.tokens for chunk in chunks)
     places = min(max_seqs, view.limits.max_seqs)
     for at, job in enumerate(view.waiting):
         if at < refused:
