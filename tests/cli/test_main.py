@@ -78,6 +78,10 @@ EVERYTHING = ",".join(systems())
     [
         (["optimize", "m", "--without", EVERYTHING], "nothing is left to search"),
         (["optimize", "m", "--only", ""], "names no system"),
+        (["optimize", "m", "--without", " ,"], "--without names no system"),
+        (["optimize", "m", "--only", "sarathi-serve"], "nothing is left to search"),
+        (["probe", "-o", "/nowhere/at/all.json"], "there is no folder /nowhere/at"),
+        (["bench", "m", "-o", "/nowhere/at/all.html"], "there is no folder /nowhere/at"),
         (["optimize", "m", "--recipe", "int8", "--without", "int8"], "int8 is in the fixed recipe and excluded"),
         (["optimize", "m", "-o", "/proc/x"], "cannot write in /proc"),
         (["optimize", "m", "-o", "file"], "file is no folder"),

@@ -41,6 +41,7 @@ def command(
     verbose: Verbose = False,
 ) -> int:
     """Measure MODEL (with a recipe) and peers, taking turns: prefill and decode tokens/s, or a module's latency."""
+    from headway.core.files import check_file
     from headway.core.ledger import Ledger
     from headway.core.recipe import Recipe
     from headway.core.workload import split_text
@@ -49,6 +50,8 @@ def command(
     from headway.optimize.report import write_report
 
     session = Session(as_json, quiet, verbose, threads, seed, device)
+    if output is not None:
+        check_file(output)
     try:
         batches = [int(part) for part in batch.split(",")]
     except ValueError:

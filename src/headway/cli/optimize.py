@@ -22,7 +22,7 @@ def command(
     time: Annotated[str, typer.Option("--time", help="How long to search, e.g. 5m or 90s.")] = "4m",
     recipe: Annotated[str, typer.Option("--recipe", help="Fixed part that every candidate begins with.")] = "",
     only: Annotated[str | None, typer.Option("--only", help="Systems to choose from, comma-separated.")] = None,
-    without: Annotated[str, typer.Option("--without", help="Systems to leave out, comma-separated.")] = "",
+    without: Annotated[str | None, typer.Option("--without", help="Systems to leave out, comma-separated.")] = None,
     target: Annotated[Path | None, typer.Option("--target", help="Plan for this measured machine (--dry-run).")] = None,
     context: Annotated[int, typer.Option("--context", min=0, help="Tokens in the context when decoding.")] = 0,
     text: Annotated[Path | None, typer.Option("--text", help="Text like what the model will see.")] = None,
@@ -48,15 +48,13 @@ def command(
     session = Session(as_json, quiet, verbose, threads, seed, device)
     if target is not None and not dry_run:
         raise BadInput("--target plans for another machine", "add --dry-run: measuring needs that machine itself")
-    if only is not None and not names(only):
-        raise BadInput("--only names no system", "name one, e.g. --only lut-gemm, or leave --only out")
     seconds = parse_time(time)
     shared: dict[str, Any] = {
         "budget": budget,
         "minimize": minimize,
         "recipe": recipe,
-        "only": names(only or ""),
-        "without": names(without),
+        "only": names("--only", only),
+        "without": names("--without", without),
         "target": None if target is None else Target.load(target),
         "text": text,
         "data": data,
@@ -81,8 +79,12 @@ def command(
     return 0 if result.met else 1
 
 
-def names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
+def names(option: str, text: str | None) -> list[str]:
+    """A comma-separated list; raises `BadInput` for an option that was given and holds nothing."""
+    found = [name.strip() for name in (text or "").split(",") if name.strip()]
+    if text is not None and not found:
+        raise BadInput(f"{option} names no system", f"name one, e.g. {option} lut-gemm, or leave {option} out")
+    return found
 
 
 def parse_time(text: str) -> float:

@@ -21,15 +21,14 @@ def command(
     verbose: Verbose = False,
 ) -> int:
     """Measure memory levels, arithmetic, dispatch, RAM and instruction sets; what `predict` stands on."""
-    from headway.core.files import atomic_write_text
+    from headway.core.files import atomic_write_text, check_file
     from headway.hardware.probe import probe
     from headway.hardware.table import probe_table
-    from headway.optimize.request import check_writable
 
     if quick and deep:
         raise BadInput("--quick and --deep together", "choose one")
     if output is not None:
-        check_writable(output.absolute().parent, "choose another file for -o")
+        check_file(output)
     session = Session(as_json, quiet, verbose, threads)
     target = probe("quick" if quick else "deep" if deep else "default", session.progress)
     if output is not None:

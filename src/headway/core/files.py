@@ -15,6 +15,7 @@ import re
 import secrets
 import shutil
 import stat
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -184,6 +185,26 @@ def atomic_write_bytes(path: str | Path, data: bytes | bytearray | memoryview, *
         finally:
             os.close(descriptor)
         _fsync_folder(path.parent)
+
+
+def check_writable(folder: Path, mend: str) -> None:
+    """Raise `BadInput` unless files can be made in `folder` (or where it will be made); leaves nothing behind."""
+    while not folder.exists():
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise BadInput(f"cannot write in {folder}: {error.strerror}", mend) from None
+
+
+def check_file(path: Path, mend: str = "choose another file for -o") -> None:
+    """Raise `BadInput` unless a file can be written at `path` later; for before long work. Leaves nothing behind."""
+    if path.is_dir():
+        raise BadInput(f"{path} is a folder", mend)
+    if not path.absolute().parent.is_dir():
+        raise BadInput(f"{path}: there is no folder {path.absolute().parent}", "make it first, or " + mend)
+    check_writable(path.absolute().parent, mend)
 
 
 def atomic_write_text(path: str | Path, text: str) -> None:

@@ -15,6 +15,8 @@ class Slot:
     name: str
     rule: Literal["exclusive", "per-site", "ordered"]
     what: str
+    searched: bool = True
+    """Whether `optimize` tries systems here: one request at a time gains nothing from a scheduler."""
 
 
 SLOTS: dict[str, Slot] = {
@@ -27,7 +29,7 @@ SLOTS: dict[str, Slot] = {
         Slot("decoding", "exclusive", "how next tokens are drafted and accepted"),
         Slot("experts", "exclusive", "how mixture-of-experts layers dispatch"),
         Slot("adapters", "ordered", "small additions to frozen weights"),
-        Slot("scheduler", "exclusive", "which requests run in the next batch"),
+        Slot("scheduler", "exclusive", "which requests run in the next batch", searched=False),
         Slot("denoiser-steps", "ordered", "how a diffusion model walks from noise to image"),
         Slot("placement", "exclusive", "what runs where"),
         Slot("network", "exclusive", "the family of the network itself"),

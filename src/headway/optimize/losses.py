@@ -55,6 +55,8 @@ def make_space(subject: Subject, context: Context, request: Request, until: floa
             continue
         if entry.card.kind not in ("transform", "policy") or entry.card.slot in fixed:
             continue
+        if not SLOTS[entry.card.slot].searched:
+            continue
         if any(compatibility.clash(systems()[step.system].card, entry.card) for step in request.recipe.steps):
             continue
         system = entry.load()

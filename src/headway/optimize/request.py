@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from headway.core.budget import METRICS, Budget, Objective
 from headway.core.errors import BadInput, Lacking
+from headway.core.files import check_writable
 from headway.core.model import Model
 from headway.core.progress import Progress
 from headway.core.recipe import Recipe
 from headway.core.registry import entry, systems
+from headway.core.slots import slot
 from headway.core.target import Target
 from headway.core.workload import Workload
 from headway.optimize.applying import calibrates, prepared
@@ -79,7 +80,11 @@ def refuse(
                 f"{step.system} is in the fixed recipe and excluded", "take it out of --recipe or of --without"
             )
     prepared(recipe)
-    searched = {slug for slug, found in systems().items() if found.card.kind in ("transform", "policy")}
+    searched = {
+        slug
+        for slug, found in systems().items()
+        if found.card.kind in ("transform", "policy") and slot(found.card.slot).searched
+    }
     if not (searched & set(only or searched)) - set(without):
         raise BadInput("nothing is left to search", "exclude fewer systems, or use headway apply")
     metrics = [limit.metric for limit in (budget or Budget()).limits]
@@ -118,14 +123,3 @@ def check_output(folder: Path) -> None:
     if report.exists() and not is_report(report):
         raise BadInput(f"{report}, where the report goes, is there and is no report", mend)
     check_writable(parent, mend)
-
-
-def check_writable(folder: Path, mend: str) -> None:
-    """Raise `BadInput` unless files can be made in `folder` (or where it will be made); leaves nothing behind."""
-    while not folder.exists():
-        folder = folder.parent
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise BadInput(f"cannot write in {folder}: {error.strerror}", mend) from None

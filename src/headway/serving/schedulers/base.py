@@ -264,10 +264,6 @@ class SchedulerSystem(Policy[S]):
     def applies(self, model: Model, target: Target) -> Verdict:
         return YES if model.task == "language" else no("only requests to language models are scheduled")
 
-    def options(self, model: Model, target: Target) -> Sequence[dict[str, Any]]:
-        """None: a single stream gains nothing from a scheduler; `headway plan serving` chooses among them."""
-        return ()
-
     def predict(self, model: Model, target: Target, settings: S) -> Costs:
         return Costs(size_bytes=float(model.size_bytes()))
 
