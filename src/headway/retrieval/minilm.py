@@ -189,6 +189,12 @@ def _tokenizer(content: bytes) -> Any:
     return tokenizer
 
 
+def token_counts(model: ModuleModel, texts: Sequence[str]) -> list[int]:
+    """Tokens of each text, before any is cut."""
+    encodings = _tokenizer(model.attachments["tokenizer.json"]).encode_batch(list(texts))
+    return [sum(e.attention_mask) + sum(sum(part.attention_mask) for part in e.overflowing) for e in encodings]
+
+
 def embed(model: ModuleModel, texts: Sequence[str]) -> Tensor:
     """Unit vectors of texts, (len(texts), width) float32; texts of like length are run together."""
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]))

@@ -96,6 +96,7 @@ class Engine:
             order,
         )
         self.steps = 0
+        self.rows = 0
         self.clock = clock
         self._answers: dict[int, _Answer] = {}
         self._ids = 0
@@ -148,8 +149,9 @@ class Engine:
     # One step
 
     def step(self) -> list[Event]:
-        """Run until one batch is done (or nothing can run); what came of it."""
+        """Run until one batch is done (or nothing can run); what came of it. `rows` then counts what was computed."""
         events: list[Event] = []
+        self.rows = 0
         self._cancel(events)
         for forward in self._plan(events):
             if self._lanes is None:
@@ -196,6 +198,7 @@ class Engine:
         return self.runtime.step(sessions, forward.pieces, wanted=forward.wanted)  # type: ignore[arg-type]
 
     def _complete(self, forward: _Forward, logits: F32, events: list[Event]) -> None:
+        self.rows += sum(map(len, forward.pieces))
         sampled = [answer for answer, wanted in zip(forward.answers, forward.wanted, strict=True) if wanted]
         made = [_sample(answer, row) for answer, row in zip(sampled, logits, strict=True)]
         ended = self.state.complete(forward.lane, forward.batch, self.clock())
