@@ -49,7 +49,9 @@ class Session:
         self.device = check_device(device)
         self.progress: Progress = Progress() if quiet else BarProgress(plain=not sys.stderr.isatty())
 
-    def emit(self, document: Mapping[str, Any], text: str, target: Target | None = None) -> None:
+    def emit(
+        self, document: Mapping[str, Any], text: str, target: Target | None = None, *, one_line: bool = False
+    ) -> None:
         """Print the JSON document (with the keys every verb has) or the text for people.
 
         Without a target the document names the machine as it is known without measuring it.
@@ -67,8 +69,9 @@ class Session:
             "target": {"name": here.name, "fingerprint": here.fingerprint},
             "seed": self.seed,
         }
-        json.dump({**shared, **document}, sys.stdout, indent=2, allow_nan=False, default=str)
-        print()
+        indent = None if one_line else 2
+        json.dump({**shared, **document}, sys.stdout, indent=indent, allow_nan=False, default=str)
+        print(flush=one_line)
 
 
 def check_device(device: str) -> str:

@@ -15,6 +15,7 @@ VERBS: dict[str, str] = {
     "probe": "measure this machine into a target",
     "optimize": "bring a model under a budget, with evidence and a report",
     "apply": "apply one recipe to a model, no search",
+    "serve": "an OpenAI-compatible server: many requests at once",
     "generate": "one completion, or a chat where there is a terminal",
     "bench": "throughput and latency beside other engines, interleaved in one run",
     "prove": "run a system's proof: the paper's figure, ours and the bar",
