@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 import headway.kernels.cpu._cpu as _cpu
 from headway.core.errors import BadInput
@@ -13,6 +14,7 @@ from headway.core.weight import Weight
 from headway.llm.families.base import F32, Architecture
 from headway.llm.runtime import I64, KVType
 
+I32 = npt.NDArray[np.int32]
 _MATRICES = {
     "q": "attention.q",
     "k": "attention.k",
@@ -184,12 +186,44 @@ class NativeRuntime:
         Returns logits float32 (rows, vocab): the last token's of each session (of those with `wanted` true), or every
         token's, in order. MemoryError leaves every session as it was.
         """
-        if len(tokens) == 1:
-            flat = np.asarray(tokens[0], np.int32)
-            offsets = np.array((0, flat.shape[0]), np.int32)
-        else:
-            flat = np.concatenate(tokens).astype(np.int32)
-            offsets = np.cumsum([0, *(len(part) for part in tokens)], dtype=np.int32)
-        sequences = [session.sequence for session in sessions]
-        rows = np.full(len(sequences), 2 if every else 1, np.uint8) if wanted is None else np.asarray(wanted, np.uint8)
-        return self.model.step(sequences, np.ascontiguousarray(flat), offsets, rows, self.threads)  # type: ignore[no-any-return]
+        rows = np.full(len(sessions), 2 if every else 1, np.uint8) if wanted is None else np.asarray(wanted, np.uint8)
+        return self.model.step(*_ragged(sessions, tokens), rows, self.threads)  # type: ignore[no-any-return]
+
+    def lanes(self) -> NativeLanes:
+        """Two lanes over these weights that step at the same time."""
+        return NativeLanes(self)
+
+
+class NativeLanes:
+    """Two lanes, 0 and 1, each on its share of the runtime's threads; two threads may step them at the same time.
+
+    A lane owns the whole cores of its share; the core that is left over changes hands between layers, by weighted fair
+    queueing. A lane that does not step lends its cores. Tokens are those of the runtime's own `step`, bit for bit.
+    """
+
+    def __init__(self, runtime: NativeRuntime) -> None:
+        self._lanes = _cpu.Lanes(runtime.model, runtime.threads)
+
+    @property
+    def cores(self) -> int:
+        """Threads that both lanes have together."""
+        return self._lanes.cores  # type: ignore[no-any-return]
+
+    def share(self, first: float) -> None:
+        """Lane 0's share of the compute, above 0 and below 1: from each lane's next layer on."""
+        self._lanes.share(first)
+
+    def step(self, lane: int, sessions: Sequence[NativeSession], tokens: Sequence[I64], wanted: Sequence[bool]) -> F32:
+        """As the runtime's `step`, on a lane. A session may be stepped on one lane at a time."""
+        return self._lanes.step(lane, *_ragged(sessions, tokens), np.asarray(wanted, np.uint8))  # type: ignore[no-any-return]
+
+
+def _ragged(sessions: Sequence[NativeSession], tokens: Sequence[I64]) -> tuple[list[Any], I32, I32]:
+    """(native sequences, all tokens, where each sequence's begin)."""
+    if len(tokens) == 1:
+        flat = np.asarray(tokens[0], np.int32)
+        offsets = np.array((0, flat.shape[0]), np.int32)
+    else:
+        flat = np.concatenate(tokens).astype(np.int32)
+        offsets = np.cumsum([0, *(len(part) for part in tokens)], dtype=np.int32)
+    return [session.sequence for session in sessions], np.ascontiguousarray(flat), offsets

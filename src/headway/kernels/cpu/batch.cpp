@@ -65,7 +65,7 @@ void Batch::project(int64_t layer, Pool::Session& session) {
                               {w.v.get(), v_.as<float>(), ld_kv_}};
   multiply(session, h_acts_, products, 3, config_.exact, lanes_);
   const int64_t d = config_.head_dim;
-  const RopeTable& rope = model_.rope(layer);
+  const RopeTable& rope = ropes_[size_t(w.rope)];
   rows(session, (config_.heads + 2 * config_.kv_heads) * d, [&](int64_t r) {
     float *query = q(r), *key = this->k(r), *value = v(r);
     if (!w.q_bias.empty()) k.add(query, w.q_bias.data(), config_.heads * d);

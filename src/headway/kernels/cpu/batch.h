@@ -26,7 +26,10 @@ class Batch {
   void append(Sequence* sequence, int64_t position, const int32_t* tokens, int64_t n);
   int64_t size() const { return int64_t(rows_.size()); }
 
-  // In this order. The model's `busy()` is held, and its rope reaches every position.
+  // Before the rest: positions below this may come.
+  void reach(int64_t positions) { ropes_ = model_.ropes(positions); }
+
+  // In this order.
   void embed(Pool::Session& session);
   void project(int64_t layer, Pool::Session& session);
   void attend(int64_t layer, Pool::Session& session);
@@ -69,6 +72,7 @@ class Batch {
   const Model& model_;
   const ModelConfig& config_;
   const KVLayout& kv_;
+  std::vector<RopeTable> ropes_;
   std::vector<Row> rows_;
   std::vector<Sequence*> sequences_;
   std::vector<AttentionPlan> plans_;

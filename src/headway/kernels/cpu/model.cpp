@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "batch.h"
+#include "feed.h"
 #include "kernels.h"
 #include "pool.h"
 
@@ -15,12 +16,12 @@ void RopeTable::reach(int64_t positions) {
   const auto half = int64_t(frequencies_.size());
   const int64_t room = std::max<int64_t>(256, round_up(positions + positions / 2, 64));
   stride_ = round_up(half, 16);
-  Buffer table(size_t(room * 2 * stride_) * sizeof(float), Owner::scratch);
+  auto table = std::make_shared<Buffer>(size_t(room * 2 * stride_) * sizeof(float), Owner::scratch);
   for (int64_t p = 0; p < room; ++p)
     for (int64_t j = 0; j < half; ++j) {
       const float angle = float(p) * frequencies_[size_t(j)];  // rounded as the readable network rounds it
-      table.as<float>()[p * 2 * stride_ + j] = float(std::cos(double(angle))) * factor_;
-      table.as<float>()[(p * 2 + 1) * stride_ + j] = float(std::sin(double(angle))) * factor_;
+      table->as<float>()[p * 2 * stride_ + j] = float(std::cos(double(angle))) * factor_;
+      table->as<float>()[(p * 2 + 1) * stride_ + j] = float(std::sin(double(angle))) * factor_;
     }
   table_ = std::move(table);
   positions_ = room;
@@ -42,8 +43,10 @@ Model::Model(ModelConfig config, std::vector<LayerWeights> layers, std::vector<R
 
 Model::~Model() = default;
 
-void Model::reach(int64_t positions) {
+std::vector<RopeTable> Model::ropes(int64_t positions) const {
+  const std::lock_guard lock(growing_);
   for (RopeTable& rope : ropes_) rope.reach(positions);
+  return ropes_;
 }
 
 template <class F> void Model::each_weight(F&& f) const {
@@ -77,49 +80,8 @@ size_t Model::read(int threads) const {
 
 void Model::step(const std::vector<Part>& parts, float* logits, int threads) {
   const std::lock_guard lock(busy_);
-  std::vector<int64_t> before;
-  for (const Part& part : parts) before.push_back(part.sequence->length());
-  try {
-    int64_t longest = 0;
-    for (const Part& part : parts) {
-      part.sequence->reserve(part.count);
-      longest = std::max(longest, part.sequence->length() + part.count);
-    }
-    reach(longest);
-    Pool::Session session(threads);
-    size_t p = 0;
-    int64_t done = 0;  // tokens of part p already fed
-    std::vector<int64_t> out;
-    while (p < parts.size()) {
-      batch_->clear();
-      out.clear();
-      while (p < parts.size() && batch_->size() < kChunkRows) {
-        const Part& part = parts[p];
-        const int64_t n = std::min(part.count - done, kChunkRows - batch_->size());
-        for (int64_t i = done; i < done + n; ++i)
-          if (part.wanted == Wanted::every || (part.wanted == Wanted::last && i == part.count - 1))
-            out.push_back(batch_->size() + i - done);
-        batch_->append(part.sequence, part.sequence->length(), part.tokens + done, n);
-        done += n;
-        if (done == part.count) {
-          done = 0;
-          ++p;
-        }
-      }
-      batch_->embed(session);
-      for (int64_t layer = 0; layer < int64_t(layers_.size()); ++layer) {
-        batch_->project(layer, session);
-        batch_->attend(layer, session);
-        batch_->mix(layer, session);
-      }
-      if (!out.empty()) batch_->head(out, logits, session);
-      logits += int64_t(out.size()) * config_.vocab;
-      batch_->advance();
-    }
-  } catch (...) {
-    for (size_t i = 0; i < parts.size(); ++i) parts[i].sequence->truncate(before[i]);
-    throw;
-  }
+  Pool::Session session(threads);
+  feed(parts, logits, *batch_, session, [] {});
 }
 
 }  // namespace headway

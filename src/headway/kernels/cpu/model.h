@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kv.h"
+#include "pool.h"
 #include "weight.h"
 
 namespace headway {
@@ -17,12 +18,13 @@ namespace headway {
 using WeightPtr = std::shared_ptr<const Weight>;
 using Vector = std::vector<float>;
 
-// Cosines and sines of position * frequency, made as far as positions were seen.
+// Cosines and sines of position * frequency, made as far as positions were seen. A copy shares the table, and keeps it
+// when the original makes a longer one.
 class RopeTable {
  public:
   RopeTable(Vector frequencies, float factor) : frequencies_(std::move(frequencies)), factor_(factor) {}
   void reach(int64_t positions);
-  const float* cosine(int64_t position) const { return table_.as<float>() + position * 2 * stride_; }
+  const float* cosine(int64_t position) const { return table_->as<float>() + position * 2 * stride_; }
   const float* sine(int64_t position) const { return cosine(position) + stride_; }
   bool same(const Vector& frequencies, float factor) const { return frequencies == frequencies_ && factor == factor_; }
 
@@ -30,7 +32,7 @@ class RopeTable {
   Vector frequencies_;
   float factor_;
   int64_t stride_ = 0, positions_ = 0;
-  Buffer table_;
+  std::shared_ptr<const Buffer> table_;
 };
 
 struct LayerWeights {
@@ -78,9 +80,9 @@ class Model {
   std::shared_ptr<const KVLayout> kv_layout() const { return kv_; }
   size_t weight_bytes() const;  // read by a decoded token
 
-  // The caller holds `busy()` from here until it is done with the table: another batch may make it longer.
-  const RopeTable& rope(int64_t layer) const { return ropes_[size_t(layers_[size_t(layer)].rope)]; }
-  void reach(int64_t positions);
+  // One table for each kind of layer (LayerWeights::rope), up to that many positions.
+  std::vector<RopeTable> ropes(int64_t positions) const;
+  // Held by whoever steps with all threads: such steps take turns.
   std::mutex& busy() const { return busy_; }
 
   // Read every weight plainly, matrix by matrix as a step does; returns the bytes read.
@@ -89,13 +91,17 @@ class Model {
   // Feed every part; logits rows, vocab floats each, of the tokens wanted, in order.
   // If it throws (std::bad_alloc) no sequence has changed.
   void step(const std::vector<Part>& parts, float* logits, int threads);
+  // The same with the caller's batch and threads; `before_layer` is called before each layer and the head.
+  template <class F>
+  void feed(const std::vector<Part>& parts, float* logits, Batch& batch, Pool::Session& session, F&& before_layer) const;
 
  private:
   template <class F> void each_weight(F&& f) const;
 
   ModelConfig config_;
   std::vector<LayerWeights> layers_;
-  std::vector<RopeTable> ropes_;
+  mutable std::mutex growing_;  // guards the next
+  mutable std::vector<RopeTable> ropes_;
   Vector final_norm_;
   WeightPtr embedding_, head_;
   std::shared_ptr<const KVLayout> kv_;

@@ -9,6 +9,7 @@
 #include "batch.h"
 #include "binding_tools.h"
 #include "bindings.h"
+#include "lanes.h"
 #include "model.h"
 
 namespace nb = nanobind;
@@ -144,10 +145,12 @@ std::vector<Part> parts_of(const Model& model, const nb::list& sequences, const 
   return parts;
 }
 
-nb::object step(const NativeModel& self, const nb::list& sequences, const Tokens& tokens, const Tokens& offsets,
-                const nb::ndarray<const uint8_t, nb::numpy, nb::ndim<1>, nb::c_contig, nb::device::cpu>& wanted,
-                int threads) {
-  Model& model = *self.model;
+using Flags = nb::ndarray<const uint8_t, nb::numpy, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+// run(parts, logits) without the GIL -> logits of the rows wanted.
+template <class F>
+nb::object stepped(const Model& model, const nb::list& sequences, const Tokens& tokens, const Tokens& offsets,
+                   const Flags& wanted, F&& run) {
   std::vector<Part> parts = parts_of(model, sequences, tokens, offsets);
   if (wanted.shape(0) != parts.size()) refuse("say for each sequence which logits are wanted");
   int64_t rows = 0;
@@ -159,8 +162,23 @@ nb::object step(const NativeModel& self, const nb::list& sequences, const Tokens
   float* logits;
   nb::object result = array({size_t(rows), size_t(model.config().vocab)}, &logits);
   const nb::gil_scoped_release release;
-  model.step(parts, logits, threads);
+  run(parts, logits);
   return result;
+}
+
+nb::object step(const NativeModel& self, const nb::list& sequences, const Tokens& tokens, const Tokens& offsets,
+                const Flags& wanted, int threads) {
+  return stepped(*self.model, sequences, tokens, offsets, wanted, [&](const std::vector<Part>& parts, float* logits) {
+    self.model->step(parts, logits, threads);
+  });
+}
+
+nb::object step_lane(Lanes& self, int lane, const nb::list& sequences, const Tokens& tokens, const Tokens& offsets,
+                     const Flags& wanted) {
+  if (lane < 0 || lane > 1) refuse("lanes are 0 and 1");
+  return stepped(self.model(), sequences, tokens, offsets, wanted, [&](const std::vector<Part>& parts, float* logits) {
+    self.step(lane, parts, logits);
+  });
 }
 
 // A batch taken through the layers by its caller, crossing by crossing: for KV systems that do `attend` themselves.
@@ -186,7 +204,7 @@ class OpenBatch {
         part.sequence->reserve(part.count);
         batch_.append(part.sequence, part.sequence->length(), part.tokens, part.count);
       }
-      model_->reach(longest);
+      batch_.reach(longest);
       batch_.embed(session);
       layer_ = 0;
       stage_ = Stage::project;
@@ -209,7 +227,7 @@ class OpenBatch {
       batch_.clear();
       layer_ = -1;
       for (int64_t i = 0; i < n; ++i) batch_.append(nullptr, positions.data()[i], tokens.data() + i, 1);
-      model_->reach(longest);
+      batch_.reach(longest);
       batch_.embed(session);
       layer_ = 0;
       stage_ = Stage::project;
@@ -336,6 +354,17 @@ void bind(nb::module_& m) {
                      return size_t(layout.layers_of[0] + layout.layers_of[1]) * layout.page_bytes;
                    })
       .def("step", &step, "sequences"_a, "tokens"_a, "offsets"_a, "wanted"_a, "threads"_a = 0);
+  nb::class_<Lanes>(m, "Lanes")
+      .def("__init__", [](Lanes* at, const NativeModel& model, int threads) { new (at) Lanes(model.model, threads); },
+           "model"_a, "threads"_a = 0)
+      .def_prop_ro("cores", &Lanes::cores)
+      .def("share",
+           [](Lanes& self, double first) {
+             if (!(first > 0 && first < 1)) refuse("a share lies between 0 and 1");
+             self.share(first);
+           },
+           "first"_a)
+      .def("step", &step_lane, "lane"_a, "sequences"_a, "tokens"_a, "offsets"_a, "wanted"_a);
   nb::class_<OpenBatch>(m, "Batch")
       .def(nb::init<const NativeModel&, int>(), "model"_a, "threads"_a = 0)
       .def_prop_ro("layer", &OpenBatch::layer)

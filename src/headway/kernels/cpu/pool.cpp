@@ -77,6 +77,9 @@ struct Pool::State {
   std::mutex use;  // held by a session that owns the helpers
   std::atomic<int> wanted{1};
   std::vector<int> cpus = allowed_cpus();
+  int team = -1;  // 0, 1: see Pool::team
+
+  explicit State(int which) : team(which) {}
 
   Share shares[kMaxThreads];
   Helper helpers[kMaxThreads];  // helpers[0] stands for the caller
@@ -120,10 +123,12 @@ struct Pool::State {
       const uint32_t current = epoch.load(std::memory_order_acquire);
       if (current != seen) {
         seen = current;
-        if (lane < shares_in_use.load(std::memory_order_acquire)) work(lane);
-        turn = 0;
-        since = now_ns();
-        continue;
+        if (lane < shares_in_use.load(std::memory_order_acquire)) {
+          work(lane);
+          turn = 0;
+          since = now_ns();
+          continue;
+        }
       }
       relax();
       if ((turn & 63) != 63) continue;
@@ -161,7 +166,7 @@ struct Pool::State {
         return;  // fewer threads than wished for: slower, not wrong
       }
       pthread_detach(helpers[lane].thread);
-      place(lane, cpus[size_t(lane) % cpus.size()]);
+      if (team < 0) place(lane, cpus[size_t(lane) % cpus.size()]);
       started.store(lane + 1);
     }
   }
@@ -175,6 +180,20 @@ struct Pool::State {
     helpers[lane].cpu = cpu;
   }
 
+  // A team's caller and helpers to its own cores; where the caller might run before, for the caller to go back.
+  cpu_set_t* pin(int count) {
+    const auto core = [&](int lane) {
+      return cpus[size_t(team == 0 ? lane : std::max(count, int(cpus.size())) - 1 - lane) % cpus.size()];
+    };
+    for (int lane = 1; lane < std::min(count, started.load()); ++lane) place(lane, core(lane));
+    auto home = std::make_unique<cpu_set_t>();
+    if (pthread_getaffinity_np(pthread_self(), sizeof *home, home.get()) != 0) return nullptr;
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    CPU_SET(core(0), &set);
+    return pthread_setaffinity_np(pthread_self(), sizeof set, &set) == 0 ? home.release() : nullptr;
+  }
+
   // Keep helpers off the core the caller runs on.
   void spread(int count) {
     const int mine = sched_getcpu();
@@ -186,25 +205,30 @@ struct Pool::State {
   }
 };
 
-namespace {
-Pool* only = nullptr;
+Pool::Pool(int team) : state_(new State(team)) {
+  state_->wanted.store(std::min(int(state_->cpus.size()), kMaxThreads));
 }
 
-Pool::Pool() : state_(new State) { state_->wanted.store(std::min(int(state_->cpus.size()), kMaxThreads)); }
-
-Pool& Pool::instance() {
-  static std::once_flag once;
-  std::call_once(once, [] {
-    only = new Pool;  // never destroyed: its threads outlive static destructors
+// The process's pool and the two teams; never destroyed: their threads outlive static destructors.
+Pool* Pool::all() {
+  static Pool* const pools = [] {
+    static auto* made = new Pool[3]{Pool(-1), Pool(0), Pool(1)};
     // After a fork the helpers are gone: the child starts its own.
     pthread_atfork(nullptr, nullptr, [] {
-      const int wanted = only->state_->wanted.load();
-      only->state_ = new State;
-      only->state_->wanted.store(wanted);
+      for (int i = 0; i < 3; ++i) {
+        const int wanted = made[i].state_->wanted.load();
+        made[i].state_ = new State(i - 1);
+        made[i].state_->wanted.store(wanted);
+      }
     });
-  });
-  return *only;
+    return made;
+  }();
+  return pools;
 }
+
+Pool& Pool::instance() { return all()[0]; }
+
+Pool& Pool::team(int which) { return all()[1 + which]; }
 
 int Pool::threads() const { return state_->wanted.load(); }
 
@@ -216,15 +240,16 @@ Pool::Counts Pool::counts() const {
   return {state_->phases.load(), state_->stalls.load(), state_->alone.load()};
 }
 
-Pool::Session::Session(int threads) {
-  State& s = *Pool::instance().state_;
+Pool::Session::Session(Pool& pool, int threads) : pool_(pool) {
+  State& s = *pool.state_;
   const int wanted = threads > 0 ? std::min(threads, kMaxThreads) : s.wanted.load();
   if (wanted < 2 || !s.use.try_lock()) return;
   owner_ = true;
   if (s.started.load() < wanted) s.start(wanted);
-  lanes_ = std::min(wanted, s.started.load());
+  lanes_ = opened_ = std::min(wanted, s.started.load());
+  if (s.team >= 0 && s.cpus.size() > 1) home_ = s.pin(wanted);
   if (lanes_ > 1) {
-    s.spread(lanes_);
+    if (s.team < 0) s.spread(lanes_);
     s.opened = now_ns();
     s.inside.store(true, std::memory_order_seq_cst);
     s.epoch.fetch_add(1, std::memory_order_seq_cst);
@@ -234,9 +259,13 @@ Pool::Session::Session(int threads) {
 
 Pool::Session::~Session() {
   if (!owner_) return;
-  State& s = *Pool::instance().state_;
-  if (lanes_ > 1 && !s.rest_until) s.shared += now_ns() - s.opened;
+  State& s = *pool_.state_;
+  if (opened_ > 1 && !s.rest_until) s.shared += now_ns() - s.opened;
   s.inside.store(false, std::memory_order_relaxed);
+  if (home_) {
+    const std::unique_ptr<cpu_set_t> home(static_cast<cpu_set_t*>(home_));
+    pthread_setaffinity_np(pthread_self(), sizeof *home, home.get());
+  }
   s.use.unlock();
 }
 
@@ -245,7 +274,7 @@ void Pool::Session::run_raw(int64_t tasks, Function function, void* context) {
     for (int64_t task = 0; task < tasks; ++task) function(context, task, 0);
   };
   if (!owner_ || lanes_ < 2 || tasks < 2 || tasks > INT32_MAX) return by_itself();
-  State& s = *Pool::instance().state_;
+  State& s = *pool_.state_;
   if (s.rest_until) {
     const int64_t now = now_ns();
     if (now < s.rest_until) {

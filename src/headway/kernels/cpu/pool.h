@@ -16,6 +16,9 @@ namespace headway {
 class Pool {
  public:
   static Pool& instance();
+  // Two teams of their own helpers, for lanes that run at the same time: the caller and its helpers are pinned to the
+  // process's cores, the first team's from the first core up, the second's from the last one down.
+  static Pool& team(int which);
 
   // Threads that `run` may use, the caller included; default: the cores this process may run on.
   int threads() const;
@@ -25,11 +28,14 @@ class Pool {
   // the pool meanwhile gets none of the helpers and runs its phases alone. `threads` 0: as set.
   class Session {
    public:
-    explicit Session(int threads = 0);
+    explicit Session(int threads = 0) : Session(instance(), threads) {}
+    Session(Pool& pool, int threads);
     ~Session();
     Session(const Session&) = delete;
     Session& operator=(const Session&) = delete;
     int lanes() const { return lanes_; }  // lane numbers that tasks may see are below this
+    // Threads of the next phases: 1 to as many as it was opened with.
+    void use(int threads) { lanes_ = threads < 1 ? 1 : threads < opened_ ? threads : opened_; }
 
     // f(task, lane) for every task, each once; returns when all are done. `f` must not throw.
     template <class F> void run(int64_t tasks, F&& f) {
@@ -41,8 +47,10 @@ class Pool {
    private:
     using Function = void (*)(void* context, int64_t task, int lane);
     void run_raw(int64_t tasks, Function function, void* context);
-    int lanes_ = 1;
+    Pool& pool_;
+    int lanes_ = 1, opened_ = 1;
     bool owner_ = false;
+    void* home_ = nullptr;  // where the caller of a team may run when it is none
     friend class Pool;
   };
 
@@ -57,7 +65,8 @@ class Pool {
   Pool& operator=(const Pool&) = delete;
 
  private:
-  Pool();
+  explicit Pool(int team);
+  static Pool* all();
   struct State;
   State* state_;
 };
