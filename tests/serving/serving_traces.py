@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from headway.core.registry import systems
 from headway.hardware.iteration_time import IterationTime
-from headway.serving.job import Job
 from headway.serving.outcome import Outcome
 from headway.serving.schedulers.base import Limits, Scheduler
 from headway.serving.simulator import OneLane, Setting, simulate
@@ -61,7 +60,8 @@ def run(trace: Trace, made: Scheduler, setting: Setting, log: list[Any] | None =
         assert state.held_pages >= 0 and state.held_pages + cached <= state.total_pages
         assert 0 <= state.free_pages <= state.total_pages
         assert state.seqs <= setting.limits.max_seqs
-        holders: list[Job] = [*state.decoding, *state.prefilling]
+        holders = state.holders
+        assert len({job.id for job in holders}) == len(holders) == state.seqs
         assert state.held_pages == sum(job.pages - len(job.shared) for job in holders)
         for job in state.decoding:
             assert state.decoding.context_of(job) <= job.pages * state.page_tokens

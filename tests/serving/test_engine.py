@@ -26,8 +26,7 @@ def drain(engine: Engine) -> tuple[dict[int, list[int]], dict[int, str]]:
             return tokens, finishes
         take(engine.step(), tokens, finishes)
         state = engine.state
-        holders = [*state.decoding, *state.prefilling]
-        assert state.held_pages == sum(job.pages - len(job.shared) for job in holders)
+        assert state.held_pages == sum(job.pages - len(job.shared) for job in state.holders)
         assert 0 <= state.free_pages <= state.total_pages
     raise AssertionError("the engine does not come to an end")
 

@@ -9,7 +9,7 @@ tree: the native step gives the same bits for all of them. Not safe for two thre
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,6 +51,29 @@ class _Forward:
     answers: list[_Answer]
     pieces: list[I64]
     wanted: list[bool]
+
+    @property
+    def sessions(self) -> list[NativeSession]:
+        return [answer.session for answer in self.answers]  # type: ignore[misc]
+
+
+class _Lanes:
+    """Two lanes of native steps, a thread each."""
+
+    def __init__(self, runtime: NativeRuntime, names: Sequence[str]) -> None:
+        self._native, self._names = runtime.lanes(), tuple(names)
+        self._threads = ThreadPoolExecutor(len(names))
+
+    def split(self, shares: Mapping[str, float]) -> None:
+        first, second = (shares[name] for name in self._names)
+        self._native.share(first / (first + second))
+
+    def submit(self, forward: _Forward) -> Future[F32]:
+        lane = self._names.index(forward.lane)
+        return self._threads.submit(self._native.step, lane, forward.sessions, forward.pieces, forward.wanted)
+
+    def close(self) -> None:
+        self._threads.shutdown()
 
 
 class QueueFull(BadInput):
@@ -102,7 +125,7 @@ class Engine:
         self._ids = 0
         self._to_cancel: set[int] = set()
         self._running: dict[Future[F32], _Forward] = {}
-        self._lanes = ThreadPoolExecutor(len(scheduler.lanes)) if len(scheduler.lanes) > 1 else None
+        self._lanes = _Lanes(runtime, scheduler.lanes) if len(scheduler.lanes) > 1 else None
 
     # Requests
 
@@ -155,9 +178,10 @@ class Engine:
         self._cancel(events)
         for forward in self._plan(events):
             if self._lanes is None:
-                self._complete(forward, self._run(forward), events)
+                logits = self.runtime.step(forward.sessions, forward.pieces, wanted=forward.wanted)
+                self._complete(forward, logits, events)
             else:
-                self._running[self._lanes.submit(self._run, forward)] = forward
+                self._running[self._lanes.submit(forward)] = forward
         if self._running:
             done, _ = wait(self._running, return_when=FIRST_COMPLETED)
             for future in done:
@@ -175,6 +199,8 @@ class Engine:
                 break
             for job in state.begin(plan):
                 events.append(self._end(job, job.reason))
+            if self._lanes is not None and plan.shares is not None:
+                self._lanes.split(plan.shares)
             for lane, batch in plan.lanes.items():
                 started.append(self._forward(lane, batch))
         return started
@@ -192,10 +218,6 @@ class Engine:
             forward.pieces.append(np.array(answer.tokens[done : done + chunk.tokens], np.int64))
             forward.wanted.append(chunk.tokens == chunk.job.left)
         return forward
-
-    def _run(self, forward: _Forward) -> F32:
-        sessions = [answer.session for answer in forward.answers]
-        return self.runtime.step(sessions, forward.pieces, wanted=forward.wanted)  # type: ignore[arg-type]
 
     def _complete(self, forward: _Forward, logits: F32, events: list[Event]) -> None:
         self.rows += sum(map(len, forward.pieces))
@@ -259,7 +281,7 @@ class Engine:
     def close(self) -> None:
         """Wait for batches that run, and let go of the lanes' threads."""
         if self._lanes is not None:
-            self._lanes.shutdown()
+            self._lanes.close()
 
 
 def _sample(answer: _Answer, logits: F32) -> tuple[int, Logprobs | None, str, bool]:

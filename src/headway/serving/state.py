@@ -103,6 +103,11 @@ class State:
         return self.decoding.count + len(self._prefilling) + len(self._late)
 
     @property
+    def holders(self) -> list[Job]:
+        """Requests that hold pages."""
+        return [*self.decoding, *self._prefilling.values(), *self._late]
+
+    @property
     def free_pages(self) -> int:
         return self._free + (self.prefix.evictable if self.prefix else 0)
 

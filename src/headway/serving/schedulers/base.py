@@ -191,17 +191,22 @@ def load_of(batch: Batch, view: View) -> Load:
     return Load(tokens + decodes, attended, decodes, context, len(batch.chunks) + decodes, sampled + decodes)
 
 
+def never_fits(view: View, job: Job, whole: bool = False) -> str:
+    """Why an empty engine could not hold this request (`whole`: with its answer); "" when it could."""
+    tokens = job.prompt + job.most if whole else job.target
+    pages = -(-tokens // view.page_tokens)
+    if job.target >= view.limits.max_len:
+        return f"its {job.target} tokens exceed the limit of {view.limits.max_len}"
+    return f"its {tokens} tokens need {pages} pages, there are {view.total_pages}" if pages > view.total_pages else ""
+
+
 def refuse_oversized(view: View, plan: Plan, whole: bool = False) -> None:
     """Reject the requests at the head of the queue that an empty engine could not hold; `whole`: with their answer."""
     for job in view.waiting:
-        tokens = job.prompt + job.most if whole else job.target
-        pages = -(-tokens // view.page_tokens)
-        if job.target >= view.limits.max_len:
-            plan.reject.append((job, f"its {job.target} tokens exceed the limit of {view.limits.max_len}"))
-        elif pages > view.total_pages:
-            plan.reject.append((job, f"its {tokens} tokens need {pages} pages, there are {view.total_pages}"))
-        else:
+        why = never_fits(view, job, whole)
+        if not why:
             return
+        plan.reject.append((job, why))
 
 
 def admit_whole(
