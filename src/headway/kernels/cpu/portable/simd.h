@@ -101,7 +101,8 @@ HEADWAY_INLINE Lanes8 fma8(Lanes8 a, Lanes8 b, Lanes8 c) {
   const Lanes8l step = 1 - 2 * ((((Lanes8l)s ^ (Lanes8l)lost) >> 63) & 1);
   return __builtin_convertvector((Lanes8d)((Lanes8l)s + (step & even & inexact)), Lanes8);
 }
-HEADWAY_INLINE F fma(F a, F b, F c) {
+// Not inlined: a hundred instructions at each of a kernel's many uses take the compiler minutes and gain nothing.
+static __attribute__((noinline)) F fma(F a, F b, F c) {
   Lanes8 x[2], y[2], z[2], r[2];
   memcpy(x, &a, 64);
   memcpy(y, &b, 64);
