@@ -13,6 +13,7 @@ from headway.core.module_workload import (
     agreement_for,
     closeness,
     cosine,
+    digest,
     first_tensor,
     tensors_in,
     top1_agreement,
@@ -27,6 +28,28 @@ class Output:
     ids: torch.Tensor
     logits: torch.Tensor
     rest: tuple[torch.Tensor, ...]
+
+
+def test_inputs_are_told_apart_by_content_type_and_shape() -> None:
+    ones = torch.ones(4)
+    different = [
+        [ones],
+        [torch.zeros(4)],
+        [torch.ones(2, 2)],
+        [ones.bfloat16()],
+        [ones, ones],
+        [[ones], ones],
+        [{"a": ones}],
+        [{"b": ones}],
+        [ones.numpy()],
+        [1],
+        [1.0],
+        ["1"],
+        [None],
+        [],
+    ]
+    assert len({digest(inputs) for inputs in different}) == len(different)
+    assert digest([torch.ones(4, requires_grad=True)]) == digest((torch.ones(8)[::2],)) == digest([ones])
 
 
 def test_tensors_are_found_in_whatever_a_module_returns() -> None:

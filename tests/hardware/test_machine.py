@@ -72,6 +72,15 @@ def test_an_arm_machine(tmp_path, files):
     assert machine.isa == ("asimd", "sve", "i8mm")
 
 
+def test_forced_kernels_are_another_machine(tmp_path, files, monkeypatch):
+    monkeypatch.delenv("HEADWAY_ISA", raising=False)
+    seen = {read_machine(lay_out(tmp_path / "free", files)).fingerprint}
+    for level in ("portable", "avx2"):
+        monkeypatch.setenv("HEADWAY_ISA", level)
+        seen.add(read_machine(lay_out(tmp_path / level, files)).fingerprint)
+    assert len(seen) == 3
+
+
 def test_the_fingerprint_tells_machines_apart_and_forgives_reboots(tmp_path, files):
     first = read_machine(lay_out(tmp_path / "a", files)).fingerprint
     moved = {**files, "proc/meminfo": "MemTotal: 16777200 kB\nMemAvailable: 100 kB\n"}

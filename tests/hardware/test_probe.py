@@ -1,6 +1,7 @@
 """The probe fills a target, keeps it, and measures again what it cannot read."""
 
 import json
+import os
 import sys
 from types import SimpleNamespace
 
@@ -125,9 +126,21 @@ def test_a_file_of_another_machine_under_this_name_is_nothing_kept(measured):
 def test_the_current_target_is_measured_once(monkeypatch):
     monkeypatch.setattr(probe_module, "native_instruments", FakeInstruments)
     monkeypatch.setattr(probe_module, "read_machine", lambda: MACHINE)
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.5, 9.0, 9.0))
     first = current_target()
     monkeypatch.setattr(probe_module, "native_instruments", lambda: pytest.fail("measured again"))
     assert current_target() == first
+
+
+def test_rates_of_a_busy_machine_are_not_kept(monkeypatch):
+    monkeypatch.setattr(probe_module, "native_instruments", FakeInstruments)
+    monkeypatch.setattr(probe_module, "read_machine", lambda: MACHINE)
+    monkeypatch.setattr(os, "getloadavg", lambda: (2.1 * MACHINE.cores, 0.0, 0.0))
+    said = []
+    listener = Progress()
+    monkeypatch.setattr(listener, "note", said.append)
+    current_target(listener)
+    assert kept_target(MACHINE) is None and "busy" in said[0]
 
 
 def test_a_missing_extension_is_named(monkeypatch):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 import torch
 
 from headway.core.module_model import ModuleModel
@@ -23,6 +26,31 @@ TARGET = Target(
     cores=1,
     isa=(),
 )
+
+
+def test_what_it_measures_is_described_by_the_content_of_every_split() -> None:
+    net = torch.nn.Linear(4, 4).eval()
+    random = torch.Generator().manual_seed(0)
+    inputs = [(torch.randn(1, 4, generator=random),) for _ in range(10)]
+    model = ModuleModel(net, inputs[0][0], name="one")
+
+    def described(given: list[tuple[torch.Tensor]]) -> object:
+        return ModuleSubject(model, Workload(data=workload_from(given, model.task))).describe()
+
+    assert described(inputs) == described([(piece.clone(),) for (piece,) in inputs])
+    for changed in range(len(inputs)):
+        others = [(piece + (at == changed),) for at, (piece,) in enumerate(inputs)]
+        assert described(others) != described(inputs)
+
+
+def test_an_edited_judge_is_another_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    file = tmp_path / "judge_of_tests.py"
+    seen = set()
+    for body in ("return 1.0", "return 0.5"):
+        file.write_text(f"def judge(a, b): {body}\n")
+        seen.add(Workload(quality="judge_of_tests:judge").as_json()["quality"])
+    assert len(seen) == 2 and all(name.startswith("judge_of_tests:judge ") for name in seen)
 
 
 def test_a_smaller_weight_saves_its_bytes_once() -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from headway.core.errors import BadInput
+from headway.core.files import sha256_of
 from headway.core.model import Task
 
 Inputs = tuple[Any, ...]
@@ -33,6 +34,32 @@ class ModuleWorkload:
     """What a score is, e.g. `top-1 agreement`."""
     batch: Callable[[int, int], Inputs] | None = None
     """(items, tokens of each) -> inputs of one size to be timed; None: the sample is repeated."""
+
+
+def digest(value: Any) -> str:
+    """Hex digest of inputs by content: tensors of any type, arrays, numbers, text and containers of them."""
+    return sha256_of(*_parts(value))
+
+
+def _parts(value: Any) -> Iterator[bytes | str]:
+    if isinstance(value, Tensor):
+        plain = value.detach().cpu().contiguous()
+        yield f"tensor {plain.dtype} {tuple(plain.shape)}"
+        yield plain.reshape(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b""
+    elif isinstance(value, np.ndarray):
+        yield f"array {value.dtype.str} {value.shape}"
+        yield np.ascontiguousarray(value).tobytes()
+    elif isinstance(value, Mapping):
+        yield f"mapping {len(value)}"
+        for key, held in value.items():
+            yield repr(key)
+            yield from _parts(held)
+    elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        yield f"sequence {len(value)}"
+        for held in value:
+            yield from _parts(held)
+    else:
+        yield f"{type(value).__name__} {value!r}"
 
 
 def tensors_in(output: Any) -> Iterator[Tensor]:

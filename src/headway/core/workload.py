@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -62,8 +63,18 @@ class Workload:
             "output_tokens": self.output_tokens,
             "context": self.context or self.prompt_tokens,
             "texts": None if self.texts is None else self.texts.as_json(),
-            "quality": self.quality,
+            "quality": self.judge(),
         }
+
+    def judge(self) -> str:
+        """The quality function's name; a user's own with the digest of its file: an edited one is another one."""
+        if ":" not in self.quality:
+            return self.quality
+        _see_here()
+        spec = importlib.util.find_spec(self.quality.partition(":")[0])
+        if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+            return self.quality
+        return f"{self.quality} {sha256_file(spec.origin)[:16]}"
 
 
 def default_texts() -> Texts:
@@ -143,6 +154,12 @@ def split_text(path: str | Path) -> Texts:
     return Texts(text[:half], text[half : half + quarter], text[half + quarter :], str(path))
 
 
+def _see_here() -> None:
+    """A user's module may lie in the folder they are in."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+
+
 def user_function(name: str) -> Callable[..., Any]:
     """The user's own `module:function`, imported because the user typed it; raises `BadInput` when it is not there."""
     import importlib
@@ -150,8 +167,7 @@ def user_function(name: str) -> Callable[..., Any]:
     module, _, function = name.partition(":")
     if not module or not function:
         raise BadInput(f"{name!r} does not name a function", "write module:function")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    _see_here()
     try:
         found = getattr(importlib.import_module(module), function)
     except Exception as error:  # whatever the user's module raises while it is imported

@@ -48,6 +48,8 @@ class Machine:
     available_bytes: int
     kernel: str
     caches: tuple[Cache, ...]
+    forced_isa: str = ""
+    """HEADWAY_ISA: kernels below what the processor has are measured as another machine's."""
 
     @property
     def cores(self) -> int:
@@ -74,6 +76,8 @@ class Machine:
             "ram": round(self.ram_bytes / MEMORY_GRAIN_BYTES),
             "kernel": self.kernel,
         }
+        if self.forced_isa:
+            facts["forced_isa"] = self.forced_isa
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -94,6 +98,7 @@ def read_machine(root: str | Path = "/") -> Machine:
         available_bytes=min(available, room_bytes(root)),
         kernel=_text(root / "proc/sys/kernel/osrelease") or platform.release(),
         caches=tuple(_caches(root, cpus)),
+        forced_isa=os.environ.get("HEADWAY_ISA", ""),
     )
 
 

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -135,6 +136,9 @@ def find_gpus() -> Iterator[Gpu]:
 
 # The target kept from run to run
 
+BUSY = 2.0
+"""Load per core beyond which what is measured is not this machine."""
+
 
 def target_file(machine: Machine) -> Path:
     """Where this machine's target is kept in the user's state folder."""
@@ -163,11 +167,15 @@ def kept_target(machine: Machine) -> Target | None:
 
 
 def current_target(progress: Progress | None = None) -> Target:
-    """This machine's kept target, else a quick probe, kept from now on."""
+    """This machine's kept target, else a quick probe; kept from now on, unless the machine was busy with other work."""
     machine = read_machine()
     kept = kept_target(machine)
     if kept is not None:
         return kept
+    load = os.getloadavg()[0]
     target = probe("quick", progress, machine=machine)
-    remember(target)
+    if load <= BUSY * machine.cores:
+        remember(target)
+    elif progress is not None:
+        progress.note(f"this machine is busy (load {load:.1f}): its rates are measured low, and not kept")
     return target

@@ -11,7 +11,7 @@ import torch
 
 from headway.core.model import Site
 from headway.core.module_model import ModuleModel
-from headway.core.module_workload import ModuleWorkload
+from headway.core.module_workload import ModuleWorkload, digest
 from headway.core.statistics import bootstrap
 from headway.core.target import Target
 from headway.core.workload import Workload, user_function
@@ -37,8 +37,14 @@ class ModuleSubject:
             "sample": [list(t.shape) for t in self.model.sample if isinstance(t, torch.Tensor)],
             "inputs": {split: self.units(split) for split in ("search", "heldout")},
             "calibration": len(self.data.calibration),
-            "quality": self.workload.quality if ":" in self.workload.quality else self.data.metric,
+            "content": self._content,
+            "quality": self.workload.judge() if ":" in self.workload.quality else self.data.metric,
         }
+
+    @cached_property
+    def _content(self) -> str:
+        """What was measured with other inputs is another measurement, however many they are."""
+        return digest([self.model.sample, self.data.calibration, self.data.search, self.data.heldout])
 
     def calibration(self) -> Sequence[tuple[Any, ...]]:
         return self.data.calibration

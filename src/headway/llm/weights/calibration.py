@@ -32,6 +32,7 @@ from headway.core.errors import BadInput
 from headway.core.files import sha256_of
 from headway.core.jsontext import canonical_json
 from headway.core.model import Model, Site
+from headway.core.module_workload import digest
 from headway.core.system import Context
 from headway.core.weight import F32
 
@@ -78,9 +79,7 @@ def _moments(model: Model, context: Context) -> dict[str, Any]:
 def key_of(model: Model, context: Context) -> list[Any]:
     """What a calibration depends on, for keys of the step cache."""
     model = context.original or model
-    tensors = [a for arguments in context.calibration or () for a in arguments if isinstance(a, Tensor)]
-    digest = sha256_of(*(tensor.contiguous().numpy().tobytes() for tensor in tensors))
-    return [VERSION, model.fingerprint(), CAP, PLAIN, context.seed, digest]
+    return [VERSION, model.fingerprint(), CAP, PLAIN, context.seed, digest(list(context.calibration or ()))]
 
 
 def collect(model: Model, context: Context) -> dict[str, Any]:
