@@ -169,7 +169,8 @@ def test_help_and_listing_import_nothing_heavy() -> None:
     code = (
         "import sys; from headway.cli.main import main;"
         "assert main(['--help']) == 0; assert main(['systems']) == 0;"
-        "print([m for m in ('torch', 'numpy', 'scipy', 'optuna', 'tokenizers') if m in sys.modules])"
+        "heavy = ('torch', 'numpy', 'scipy', 'optuna', 'tokenizers', 'typer', 'pydantic');"
+        "print([m for m in heavy if m in sys.modules])"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).splitlines()[-1] == "[]"
 
@@ -223,3 +224,24 @@ def test_a_file_beside_the_artifact_is_not_taken_for_its_report(tmp_path: Path) 
         check_output(tmp_path / "out")
     write_report(tmp_path / "out.html", [Evidence("bench", "tiny", {"name": "here"}, 0, 1)])
     check_output(tmp_path / "out")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_the_common_options(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, "--help"]) == 0
+    said = capsys.readouterr().out
+    for option in ("--json", "--quiet", "--verbose", "--threads", "--seed", "--device"):
+        assert option in said
+
+
+@pytest.mark.parametrize("raised", ["RuntimeError('boom')", "KeyError('boom')", "SystemExit(5)"])
+def test_a_users_factory_that_fails_is_one_line(
+    raised: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = f"factory_{abs(hash(raised))}"
+    (tmp_path / f"{name}.py").write_text(f"def make(): raise {raised}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert main(["apply", "int8", f"python:{name}:make", "-o", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1 and f"{name}:make failed" in said[0] and "mend the function" in said[0]
+    assert not (tmp_path / "out").exists()

@@ -9,10 +9,11 @@ from typing import Annotated
 
 import typer
 
-from headway.cli.console import Json, Quiet, Seed, Session, Threads, Verbose
+from headway.cli.console import Session
 
 
 def command(
+    session: Session,
     recipe: Annotated[str, typer.Argument(help='RECIPE: a .toml file, or in place: "lut-gemm(bits=3)".')],
     model: Annotated[str, typer.Argument(help="MODEL: a packaged name, folder, .gguf file or artifact.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the artifact; an older one is replaced.")],
@@ -20,16 +21,10 @@ def command(
         Path | None, typer.Option("--text", help="Text to calibrate and judge a language model on.")
     ] = None,
     data: Annotated[Path | None, typer.Option("--data", help="Inputs of a module: .npy or .safetensors.")] = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    threads: Threads = 0,
-    seed: Seed = 0,
-    verbose: Verbose = False,
 ) -> int:
     """Apply a recipe and save the artifact, with what was measured of it beside the unmodified model."""
     from headway.optimize.api import apply_and_save
 
-    session = Session(as_json, quiet, verbose, threads, seed)
     result = apply_and_save(
         recipe,
         model,
@@ -37,7 +32,7 @@ def command(
         text=text,
         data=data,
         threads=session.threads,
-        seed=seed,
+        seed=session.seed,
         command=shlex.join(["headway", *sys.argv[1:]]) if sys.argv[1:2] == ["apply"] else "",
         progress=session.progress,
     )

@@ -7,11 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from headway.cli.console import Device, Json, Quiet, Seed, Session, Threads, Verbose
+from headway.cli.console import Session
 from headway.core.errors import BadInput
 
 
 def command(
+    session: Session,
     model: Annotated[str, typer.Argument(help="MODEL: a language model, or a module.")],
     recipe: Annotated[str | None, typer.Option("--recipe", help="Systems to apply first.")] = None,
     against: Annotated[
@@ -33,12 +34,6 @@ def command(
     ] = None,
     windows: Annotated[int, typer.Option("--windows", min=0, help="Windows (or inputs) scored; 0 = none.")] = 12,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="A report (HTML).")] = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    threads: Threads = 0,
-    seed: Seed = 0,
-    device: Device = "cpu",
-    verbose: Verbose = False,
 ) -> int:
     """Measure MODEL (with a recipe) and peers, taking turns: prefill and decode tokens/s, or a module's latency."""
     from headway.core.files import check_file
@@ -49,7 +44,6 @@ def command(
     from headway.optimize.bench import Load, bench
     from headway.optimize.report import write_report
 
-    session = Session(as_json, quiet, verbose, threads, seed, device)
     if output is not None:
         check_file(output)
     try:
@@ -69,8 +63,8 @@ def command(
         load.check(original)
     made: Any = original
     if fixed.steps:
-        made = api.apply(fixed, original, threads=session.threads, seed=seed, progress=session.progress)
-    run: dict[str, Any] = {"against": peers, "original": original, "threads": session.threads, "seed": seed}
+        made = api.apply(fixed, original, threads=session.threads, seed=session.seed, progress=session.progress)
+    run: dict[str, Any] = {"against": peers, "original": original, "threads": session.threads, "seed": session.seed}
     run |= {"target": api.machine(session.progress), "progress": session.progress}
     if original.task == "language":
         result = bench(made, load=load, **run)

@@ -1,4 +1,4 @@
-"""What the verbs share: common options, progress bars on standard error, JSON on standard output."""
+"""What the verbs share: a session with progress bars on standard error and JSON on standard output."""
 
 from __future__ import annotations
 
@@ -8,22 +8,13 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from headway.core.errors import BadInput
 from headway.core.progress import Progress, Task
 
 if TYPE_CHECKING:
     from headway.core.target import Target
-
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, nothing else there.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
-Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="More detail; errors show their traceback.")]
-Threads = Annotated[int, typer.Option("--threads", min=0, max=1024, help="Threads; 0: every usable core.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of everything random.")]
-Device = Annotated[str, typer.Option("--device", help="cpu or cuda[:i].")]
 
 SCHEMA = 1
 PATIENCE_S = 2.0

@@ -7,11 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from headway.cli.console import Device, Json, Quiet, Seed, Session, Threads, Verbose
+from headway.cli.console import Session
 from headway.core.errors import BadInput
 
 
 def command(
+    session: Session,
     model: Annotated[str, typer.Argument(help="MODEL: a packaged name, folder, .gguf file or artifact.")],
     prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="Text to go on from.")] = None,
     recipe: Annotated[str | None, typer.Option("--recipe", help="Systems to apply first.")] = None,
@@ -25,19 +26,12 @@ def command(
         list[str] | None, typer.Option("--stop", help="Text that ends the answer; may be repeated.")
     ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Treat the prompt as a user's message (chat template).")] = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    threads: Threads = 0,
-    seed: Seed = 0,
-    device: Device = "cpu",
-    verbose: Verbose = False,
 ) -> int:
     """Complete a prompt, or chat when there is none and a terminal to talk to."""
     from headway.optimize.api import apply, load, read_steps
     from headway.optimize.load import as_language
 
-    session = Session(as_json, quiet, verbose, threads, seed, device)
-    if prompt is None and (as_json or not sys.stdin.isatty()):
+    if prompt is None and (session.as_json or not sys.stdin.isatty()):
         prompt = sys.stdin.read() if not sys.stdin.isatty() else None
         if not prompt:
             raise BadInput("no prompt", 'give one with -p "..." or on standard input')
@@ -47,7 +41,7 @@ def command(
         read_steps(recipe)
     loaded = load(model)
     if recipe is not None:
-        loaded = apply(recipe, loaded, threads=session.threads, seed=seed, progress=session.progress)
+        loaded = apply(recipe, loaded, threads=session.threads, seed=session.seed, progress=session.progress)
     language = as_language(loaded)
     options: dict[str, Any] = {
         "max_tokens": max_tokens,
@@ -57,16 +51,16 @@ def command(
         "min_p": min_p,
         "repetition_penalty": repetition_penalty,
         "stop": tuple(stop or ()),
-        "seed": seed,
+        "seed": session.seed,
     }
     if prompt is None:
         return _talk(language, options)
-    show = None if as_json else lambda text: print(text, end="", flush=True)
+    show = None if session.as_json else lambda text: print(text, end="", flush=True)
     if chat:
         answer = language.chat([{"role": "user", "content": prompt}], stream=show, **options)
     else:
         answer = language.generate(prompt, stream=show, **options)
-    if as_json:
+    if session.as_json:
         session.emit({"text": answer, "prompt": prompt, "model": loaded.name, "options": options}, "")
     else:
         print()

@@ -101,13 +101,18 @@ def _run(verb: str, words: list[str]) -> int:
 
 def _call(verb: str, words: list[str]) -> int:
     """Import the verb's module and run its `command`; whatever integer it returns is the exit code."""
+    if verb == "systems" and set(words) <= {"--json", "--models"}:
+        from headway.cli.listing import show  # the parser alone takes longer than the whole answer
+
+        return show("--models" in words, "--json" in words)
     import typer
 
+    from headway.cli.options import with_session
     from headway.core.errors import BadInput
 
     module = importlib.import_module(f"headway.cli.{verb}")
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    app.command(name=verb, help=module.command.__doc__)(module.command)
+    app.command(name=verb, help=module.command.__doc__)(with_session(module.command))
     command = typer.main.get_command(app)
     try:
         result = command.main(words, prog_name=f"headway {verb}", standalone_mode=False)

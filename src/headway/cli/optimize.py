@@ -10,11 +10,12 @@ from typing import Annotated, Any
 
 import typer
 
-from headway.cli.console import Device, Json, Quiet, Seed, Session, Threads, Verbose
+from headway.cli.console import Session
 from headway.core.errors import BadInput
 
 
 def command(
+    session: Session,
     model: Annotated[str, typer.Argument(help="MODEL: a packaged name, folder, .gguf file, artifact, timm:NAME ...")],
     budget: Annotated[str, typer.Option("--budget", help='e.g. "latency<=6ms/token, quality>=0.95".')] = "",
     minimize: Annotated[str, typer.Option("--minimize", help="latency, memory, size or energy.")] = "latency",
@@ -31,12 +32,6 @@ def command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Predict only: bytes by owner, and what would hold.")
     ] = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    threads: Threads = 0,
-    seed: Seed = 0,
-    device: Device = "cpu",
-    verbose: Verbose = False,
 ) -> int:
     """Bring MODEL under a budget: search, measure, prove; write an artifact and a report.
 
@@ -45,7 +40,6 @@ def command(
     from headway.core.target import Target
     from headway.optimize import api
 
-    session = Session(as_json, quiet, verbose, threads, seed, device)
     if target is not None and not dry_run:
         raise BadInput("--target plans for another machine", "add --dry-run: measuring needs that machine itself")
     seconds = parse_time(time)
@@ -71,7 +65,7 @@ def command(
         model,
         output=output,
         time_s=seconds,
-        seed=seed,
+        seed=session.seed,
         command=shlex.join(["headway", *sys.argv[1:]]) if sys.argv[1:2] == ["optimize"] else "",
         **shared,
     )

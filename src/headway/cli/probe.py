@@ -7,18 +7,15 @@ from typing import Annotated
 
 import typer
 
-from headway.cli.console import Json, Quiet, Session, Threads, Verbose, table
+from headway.cli.console import Session, table
 from headway.core.errors import BadInput
 
 
 def command(
+    session: Session,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the target as JSON here too.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="In under 5 s, with fewer bursts.")] = False,
     deep: Annotated[bool, typer.Option("--deep", help="Every size and unit; minutes.")] = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    threads: Threads = 0,
-    verbose: Verbose = False,
 ) -> int:
     """Measure memory levels, arithmetic, dispatch, RAM and instruction sets; what `predict` stands on."""
     from headway.core.files import atomic_write_text, check_file
@@ -29,7 +26,6 @@ def command(
         raise BadInput("--quick and --deep together", "choose one")
     if output is not None:
         check_file(output)
-    session = Session(as_json, quiet, verbose, threads)
     target = probe("quick" if quick else "deep" if deep else "default", session.progress)
     if output is not None:
         atomic_write_text(output, target.dumps() + "\n")

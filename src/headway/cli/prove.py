@@ -6,29 +6,24 @@ from typing import Annotated, Any
 
 import typer
 
-from headway.cli.console import Json, Quiet, Seed, Session, Threads, Verbose
+from headway.cli.console import Session
 from headway.core.errors import BadInput
 
 
 def command(
+    session: Session,
     names: Annotated[list[str] | None, typer.Argument(help="Systems to prove.")] = None,
     every: Annotated[bool, typer.Option("--all", help="Every system that ships a proof.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds, less text: wider intervals.")] = False,
     model: Annotated[str, typer.Option("--model", help="MODEL to prove on, where the proof allows it.")] = "",
-    as_json: Json = False,
-    quiet: Quiet = False,
-    threads: Threads = 0,
-    seed: Seed = 0,
-    verbose: Verbose = False,
 ) -> int:
     """Run proofs against their baselines, interleaved; exit 1 when a bar is missed."""
     from headway.optimize.api import prove
 
     if bool(names) == every:
         raise BadInput("name systems, or --all", "e.g. headway prove lut-gemm")
-    session = Session(as_json, quiet, verbose, threads, seed)
     proofs = prove(
-        *(names or ()), quick=quick, model=model, threads=session.threads, seed=seed, progress=session.progress
+        *(names or ()), quick=quick, model=model, threads=session.threads, seed=session.seed, progress=session.progress
     )
     documents = [proof.as_json() for proof in proofs]
     document: dict[str, Any] = {"proofs": documents, "met": all(proof.met for proof in proofs)}

@@ -7,15 +7,15 @@ from typing import Annotated
 
 import typer
 
-from headway.cli.console import Json, Session
+from headway.cli.console import Session
 from headway.core.errors import BadInput
 
 
 def command(
+    session: Session,
     files: Annotated[list[Path] | None, typer.Argument(help="evidence.json files or artifact folders.")] = None,
     ledger: Annotated[bool, typer.Option("--ledger", help="Everything this machine's ledger holds.")] = False,
     output: Annotated[Path, typer.Option("-o", "--output", help="The HTML file.")] = Path("report.html"),
-    as_json: Json = False,
 ) -> int:
     """Make a report from evidence: Pareto front, distributions, recipe, how to redo it."""
     from headway.core.evidence import Evidence
@@ -30,6 +30,5 @@ def command(
     if not found:
         raise BadInput("the ledger is empty", "run: headway optimize, prove or bench first")
     write_report(output, found)
-    session = Session(as_json)
     session.emit({"report": str(output), "evidence": len(found)}, f"wrote {output} from {len(found)} experiments")
     return 0

