@@ -32,6 +32,8 @@ from headway.core.units import BASE, EXAMPLE, UNITS, Quantity, QuantityError, ne
         ("50mJ/token", 0.05, "energy per token"),
         ("1Wh", 3600.0, "energy"),
         ("98%", 0.98, "ratio"),
+        ("95%", 0.95, "ratio"),
+        ("7us", 7e-6, "time"),
         (".5", 0.5, "ratio"),
         ("1_000e-3x", 1.0, "ratio"),
     ],

@@ -172,3 +172,11 @@ def test_the_memory_of_a_network_that_a_function_builds_is_measured_and_its_arti
     note = "python:other_networks:make was judged on its own sample alone"
     assert note in said
     assert f"- {note}" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_bfloat16_module_is_calibrated_too() -> None:
+    half = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.Linear(32, 64)).bfloat16().eval()
+    sample = torch.randn(4, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    made = headway.apply("lut-gemm(bits=4, group_size=32)", headway.load(half, sample=sample), threads=1)
+    closeness = torch.nn.functional.cosine_similarity(made.run((sample,)).float(), half(sample).float())
+    assert closeness.min() > 0.95

@@ -81,7 +81,9 @@ class Quantity:
             mend = f"did you mean {match[0]}{nearest(unit, UNITS)}?" if nearest(unit, UNITS) else known_units()
             raise QuantityError(text, start + match.end(), f"unknown unit {unit!r}", mend)
         dimension, factor = UNITS[unit]
-        value = float(match[0]) * factor
+        # Divided by a whole number where it can be: 95 % is 0.95, which 95 * 0.01 is not.
+        parts = round(1.0 / factor)
+        value = float(match[0]) / parts if parts > 1 else float(match[0]) * factor
         if not math.isfinite(value):
             raise QuantityError(text, start, f"{match[0]} is too large", "write a finite number")
         return cls(value, dimension)

@@ -21,7 +21,7 @@ from headway.core.registry import Entry, entry, systems
 from headway.core.system import Context
 from headway.core.target import Target
 from headway.core.workload import Workload
-from headway.optimize.applying import apply_recipe, calibrates, check_sites
+from headway.optimize.applying import apply_recipe, calibrates, check, check_sites
 from headway.optimize.load import load
 from headway.optimize.request import Request, check_output, refuse, refuse_for
 from headway.optimize.workloads import check_sources, make_workload, on_sample
@@ -237,7 +237,8 @@ def apply_and_save(
     count = use_threads(threads)
     progress = progress or Progress()
     loaded = load(model)
-    check_sites(parsed, loaded)
+    here = machine(progress)
+    check(parsed, loaded, here)
     given = workload or make_workload(loaded, text=text, data=data)
     notes = []
     if is_bare(loaded, given):
@@ -246,7 +247,7 @@ def apply_and_save(
         progress.note(notes[0])
     request = Request(
         loaded,
-        machine(progress),
+        here,
         workload=given,
         recipe=parsed,
         searches=False,
