@@ -29,13 +29,26 @@ def holds(outcome: Outcome, slo: SLO, median_delay: float = MEDIAN_DELAY) -> boo
     figures = outcome.summary()
     if outcome.rejected or outcome.unfinished or figures["delay_p50_s"] > median_delay:
         return False
+    return limits_hold(outcome, slo)
+
+
+def limits_hold(outcome: Outcome, slo: SLO) -> bool:
+    """Whether the SLO's quantile of each time that it limits is within its limit."""
     if slo.tbt_s is not None and outcome.gap_quantile(slo.quantile) > slo.tbt_s:
+        return False
+    if slo.tpot_s is not None and outcome.tpot_quantile(slo.quantile) > slo.tpot_s:
         return False
     return slo.ttft_s is None or outcome.ttft_quantile(slo.quantile) <= slo.ttft_s
 
 
 def capacity(
-    run: Callable[[float], Outcome], slo: SLO, guess: float, *, tolerance: float = 0.025, most_runs: int = MOST_RUNS
+    run: Callable[[float], Outcome],
+    slo: SLO,
+    guess: float,
+    *,
+    tolerance: float = 0.025,
+    most_runs: int = MOST_RUNS,
+    held: Callable[[Outcome, SLO], bool] = holds,
 ) -> Capacity:
     """Bisection between 0 and twice the guess (doubled while that holds) until the bracket is within `tolerance`.
 
@@ -49,9 +62,9 @@ def capacity(
     rate = guess
     while len(runs) < most_runs and (grow or high - low > tolerance * high):
         outcome = run(rate)
-        held = holds(outcome, slo)
-        runs.append((rate, held))
-        if held:
+        fine = held(outcome, slo)
+        runs.append((rate, fine))
+        if fine:
             low, best = rate, outcome
             if grow:
                 rate, high = 2.0 * rate, 4.0 * rate

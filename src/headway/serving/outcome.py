@@ -110,6 +110,18 @@ class Outcome:
         return float(np.quantile(got, q)) if len(got) else float("nan")
 
     @property
+    def tpot(self) -> F64:
+        """Seconds per token after the first, by request; NaN where there is none."""
+        after = np.where(self.generated > 1, self.generated - 1, 1)
+        return np.where(self.generated > 1, (self.finish - self.ttft) / after, np.nan)
+
+    def tpot_quantile(self, q: float) -> float:
+        """Quantile of `tpot` over all requests that have one; NaN without any."""
+        got = self.tpot
+        got = got[~np.isnan(got)]
+        return float(np.quantile(got, q)) if len(got) else float("nan")
+
+    @property
     def gap_mean(self) -> float:
         values, counts = self.gaps
         return float((values * counts).sum() / counts.sum()) if len(values) else float("nan")

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any, Protocol
-
-import numpy as np
 
 from headway.hardware.iteration_time import IterationTime, Load
 from headway.serving.job import Job
@@ -69,6 +68,97 @@ class Setting:
     """Waiting requests beyond which a new one is turned away."""
 
 
+class Instance:
+    """One engine in simulated time. `end` is when its next batch is done; infinite while nothing runs."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        device: Device,
+        setting: Setting,
+        record: Outcome,
+        cost: IterationTime | None = None,
+    ) -> None:
+        """record: takes what happens; a fleet's instances share one, as long as no two of its jobs share an id.
+        cost: what the scheduler believes; by default the device's own, which flatters a scheduler that plans with it.
+        """
+        believed = cost if cost is not None else getattr(device, "cost", None)
+        if believed is None:
+            raise TypeError("give the cost that the scheduler believes")
+        self.scheduler, self.device, self.setting, self.record = scheduler, device, setting, record
+        self.state = State(
+            setting.pages,
+            setting.page_tokens,
+            believed,
+            setting.limits,
+            setting.slo,
+            scheduler.lanes,
+            PrefixTree() if setting.prefix else None,
+            order=setting.order,
+        )
+        self.end = float("inf")
+        self._lane = ""
+        self._flights: dict[str, _Flight] = {}
+        self._shares: Mapping[str, float] = dict.fromkeys(scheduler.lanes, 1.0)
+
+    def submit(self, job: Job) -> bool:
+        """Queue a request; False: the queue is full and it is turned away."""
+        if len(self.state.waiting) >= self.setting.most_queue:
+            self.record.reject(job)
+            return False
+        self.state.submit(job)
+        return True
+
+    def complete(self, now: float) -> list[Job]:
+        """The batch that ends now is done; the requests at their last token."""
+        state, record = self.state, self.record
+        flight = self._flights.pop(self._lane)
+        ended = state.complete(self._lane, flight.batch, now)
+        record.batch(now, flight.load, flight.seconds)
+        for job in ended:
+            record.end(job)
+        if len(state.gaps) > FLUSH:
+            record.take_gaps(state.gaps)
+        self._retime(now)
+        return ended
+
+    def start(self, now: float) -> list[Job]:
+        """Ask the scheduler for batches for the lanes that are idle; the requests that it ended or rejected."""
+        state, over = self.state, []
+        while state.idle and state.busy:
+            state.look(now)
+            plan = self.scheduler.decide(state)
+            if not plan:
+                break
+            for job in state.begin(plan):
+                self.record.end(job)
+                over.append(job)
+            if plan.shares is not None:
+                self._shares = plan.shares
+            for name, batch in plan.lanes.items():
+                self._flights[name] = _Flight(batch, load_of(batch, state), since=now)
+            if plan.lanes or plan.shares is not None:
+                self._retime(now)
+        return over
+
+    def _retime(self, now: float) -> None:
+        """What runs has changed: note how far each batch is, and how long it takes from now on."""
+        self._lane, self.end = "", float("inf")
+        if not self._flights:
+            return
+        loads = {name: flight.load for name, flight in self._flights.items()}
+        seconds = self.device.seconds(loads, self._shares)
+        for name, flight in self._flights.items():
+            if flight.seconds > 0:
+                flight.left = max(flight.left - (now - flight.since) / flight.seconds, 0.0)
+            flight.since = now
+            flight.seconds = max(seconds[name], 1e-9)
+            if not isfinite(flight.seconds):
+                raise ValueError("a device gave a time that is no number")
+            if flight.end < self.end:
+                self._lane, self.end = name, flight.end
+
+
 def simulate(
     trace: Trace,
     scheduler: Scheduler,
@@ -79,92 +169,33 @@ def simulate(
     until: float = float("inf"),
     watch: Callable[[float, State], Any] | None = None,
 ) -> Outcome:
-    """Run a trace to its end, or to `until` seconds.
+    """Run a trace to its end, or to `until` seconds, on one engine. cost: see `Instance`.
 
-    cost: what the scheduler believes; by default the device's own, which flatters a scheduler that plans with it.
     watch: called after each event with the time and the state (tests, pictures).
     """
-    believed = cost if cost is not None else getattr(device, "cost", None)
-    if believed is None:
-        raise TypeError("give the cost that the scheduler believes")
-    state = State(
-        setting.pages,
-        setting.page_tokens,
-        believed,
-        setting.limits,
-        setting.slo,
-        scheduler.lanes,
-        PrefixTree() if setting.prefix else None,
-        order=setting.order,
-    )
     record = Outcome.begin(trace)
-    flights: dict[str, _Flight] = {}
-    shares: Mapping[str, float] = dict.fromkeys(scheduler.lanes, 1.0)
+    instance = Instance(scheduler, device, setting, record, cost)
+    state = instance.state
     arrivals, prompts, outputs = trace.arrival.tolist(), trace.prompt.tolist(), trace.output.tolist()
     count, upcoming, now = len(trace), 0, 0.0
     next_arrival = arrivals[0]
 
     while True:
-        lane, at = "", next_arrival
-        for name, flight in flights.items():
-            if flight.end < at or (flight.end == at and not lane):
-                lane, at = name, flight.end
+        ends = instance.end <= next_arrival
+        at = instance.end if ends else next_arrival
         if at > until or at == float("inf"):
             break
         now = at
-        if lane:
-            flight = flights.pop(lane)
-            ended = state.complete(lane, flight.batch, now)
-            record.batch(now, flight.load, flight.seconds)
-            for job in ended:
-                record.end(job)
-            if len(state.gaps) > FLUSH:
-                record.take_gaps(state.gaps)
-            if flights:
-                _retime(flights, device, shares, now)
+        if ends:
+            instance.complete(now)
         while next_arrival <= now:
-            job = Job(
-                upcoming,
-                next_arrival,
-                prompts[upcoming],
-                outputs[upcoming],
-                trace.keys[upcoming] if trace.keys is not None else (),
-            )
-            if len(state.waiting) < setting.most_queue:
-                state.submit(job)
-            else:
-                record.reject(job)
+            keys = trace.keys[upcoming] if trace.keys is not None else ()
+            instance.submit(Job(upcoming, next_arrival, prompts[upcoming], outputs[upcoming], keys))
             upcoming += 1
             next_arrival = arrivals[upcoming] if upcoming < count else float("inf")
-        while state.idle and state.busy:
-            state.look(now)
-            plan = scheduler.decide(state)
-            if not plan:
-                break
-            loads = {}
-            for job in state.begin(plan):
-                record.end(job)
-            if plan.shares is not None:
-                shares = plan.shares
-            for name, batch in plan.lanes.items():
-                loads[name] = load_of(batch, state)
-                flights[name] = _Flight(batch, loads[name], since=now)
-            if loads or plan.shares is not None:
-                _retime(flights, device, shares, now)
+        instance.start(now)
         if watch is not None:
             watch(now, state)
     record.take_gaps(state.gaps)
     unfinished = state.seqs + len(state.waiting) + count - upcoming
     return record.finish_run(now, unfinished)
-
-
-def _retime(flights: dict[str, _Flight], device: Device, shares: Mapping[str, float], now: float) -> None:
-    """What runs has changed: note how far each batch is, and how long it takes from now on."""
-    seconds = device.seconds({name: flight.load for name, flight in flights.items()}, shares)
-    for name, flight in flights.items():
-        if flight.seconds > 0:
-            flight.left = max(flight.left - (now - flight.since) / flight.seconds, 0.0)
-        flight.since = now
-        flight.seconds = max(seconds[name], 1e-9)
-    if not all(np.isfinite(flight.seconds) for flight in flights.values()):
-        raise ValueError("a device gave a time that is no number")

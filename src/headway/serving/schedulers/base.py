@@ -36,7 +36,10 @@ class SLO:
 
     ttft_s: float | None = None
     tbt_s: float | None = None
+    """Between any two tokens."""
     quantile: float = 0.99
+    tpot_s: float | None = None
+    """Between the tokens of one request, on average."""
 
 
 class DecodingView(Protocol):

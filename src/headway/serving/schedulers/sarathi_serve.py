@@ -78,7 +78,7 @@ class Sarathi(Scheduler):
         if plan.preempt or plan.end:
             return plan  # the view is asked again without them
         batch = Batch(decode="all" if view.decoding.count else ())
-        left = self.budget(view) - view.decoding.count
+        left = self.budget(view) - view.decoding.count if view.prefilling or view.waiting else 0
         for job in view.prefilling:
             if left < 1:
                 break
@@ -110,7 +110,7 @@ class Sarathi(Scheduler):
         wanted = self.settings.token_budget
         if wanted != "auto":
             return wanted
-        tbt = self.settings.tbt_slo_ms / 1e3 if self.settings.tbt_slo_ms else view.slo.tbt_s
+        tbt = self.settings.tbt_slo_ms / 1e3 if self.settings.tbt_slo_ms else view.slo.tbt_s or view.slo.tpot_s
         if tbt is None:
             return FALLBACK_BUDGET
         decodes = Batch(decode="all" if view.decoding.count else ())

@@ -1,0 +1,1 @@
+"""Which instance of a fleet takes a request: the protocol, its plain reference, and the systems of this place."""
