@@ -267,3 +267,15 @@ def test_trees_list_plain_files_and_refuse_the_rest(tmp_path: Path) -> None:
         odd.bind(os.path.relpath(tmp_path / "s"))
         with pytest.raises(BadInput, match="neither"):
             files.tree_files(tmp_path)
+
+
+def test_toml_is_read_or_refused_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "p.toml"
+    path.write_text("a = 1\n[b]\nc = 'd'\n")
+    assert files.read_toml(path) == {"a": 1, "b": {"c": "d"}}
+    path.write_text("a = 1\nb = = 2\n")
+    with pytest.raises(BadInput, match="line 2"):
+        files.read_toml(path)
+    path.write_bytes(b"a = '\xff'\n")
+    with pytest.raises(BadFile, match="UTF-8"):
+        files.read_toml(path)

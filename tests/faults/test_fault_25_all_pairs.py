@@ -38,6 +38,7 @@ from headway.optimize.applying import apply_recipe
 from headway.optimize.subjects import make_subject
 
 CPU_S = 0.010
+IN_RECIPES = sorted(slug for slug, found in systems().items() if found.card.kind in ("transform", "policy"))
 PARTS = (("*.attention.*", "*.mlp.*", "head"), ("layers.0.*", "layers.1.*", "head"), ("*.{q,k,v}", "*.o", "*.mlp.*"))
 """Patterns that share no site."""
 OVERLAPS = (("*.mlp.*", "layers.0.*"), ("*", "head"), ("*.attention.*", "*.q"), ("layers.{0-1}.*", "*.down"))
@@ -62,6 +63,8 @@ def drawn(name: str, field: Any, generator: random.Random) -> Any:
         high = next((m.le for m in field.metadata if isinstance(m, annotated_types.Le)), 1 << 30)
         unit = 16 if low == 16 else next((m.multiple_of for m in field.metadata if hasattr(m, "multiple_of")), 1)
         return generator.randint(-(-low // unit), min(high, MOST.get(name, high)) // unit) * unit
+    if kind is float or float in get_args(kind):
+        return None if kind is not float and generator.random() < 0.5 else generator.uniform(0.1, 1.0)
     raise AssertionError(f"setting {name} of type {kind}: say here how to draw it")
 
 
@@ -81,7 +84,7 @@ def yes(generator: random.Random) -> Recipe:
     """One to three systems that go together, those of weights on sites of their own."""
     while True:
         parts = generator.choice(PARTS)
-        chosen = [generator.choice(sorted(systems())) for _ in range(generator.randint(1, 3))]
+        chosen = [generator.choice(IN_RECIPES) for _ in range(generator.randint(1, 3))]
         recipe = Recipe(tuple(step(slug, only, generator) for slug, only in zip(chosen, parts, strict=False)))
         with suppress(BadInput):
             compatibility.check(recipe)

@@ -43,6 +43,13 @@ def test_time_never_falls_with_tokens_and_goes_on_beyond_the_last_knot() -> None
     assert (np.diff(times) >= -1e-12).all() and times[-1] > times[600]
 
 
+def test_a_roofline_reads_or_multiplies_whichever_is_longer() -> None:
+    cost = IterationTime.from_rates(14e9, 14e9, 5e5, 7e11, 7e13, 0.003)
+    assert cost(Load(1)) == pytest.approx(0.023) == cost(Load(100))  # weights are read: 20 ms
+    assert cost(Load(1000)) == pytest.approx(0.003 + 0.2)  # multiplied: 0.2 ms for each token
+    assert cost(Load(1, decodes=1, decode_context=1400)) == pytest.approx(0.024)
+
+
 def test_it_survives_json() -> None:
     assert IterationTime.from_json(LAW.as_json()) == LAW
 

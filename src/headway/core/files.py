@@ -17,6 +17,7 @@ import shutil
 import stat
 import tempfile
 import time
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -326,6 +327,17 @@ def read_bytes(path: str | Path, *, limit: int) -> bytes:
 def read_json(path: str | Path, *, limit: int = 256 << 20) -> Any:
     """Parse a JSON file; raises `BadFile` at the offending byte."""
     return parse_json(read_bytes(path, limit=limit), path)
+
+
+def read_toml(path: str | Path, *, limit: int = 16 << 20) -> dict[str, Any]:
+    """Parse a TOML file; raises `BadInput` that names the line."""
+    data = read_bytes(path, limit=limit)
+    try:
+        return tomllib.loads(data.decode())
+    except UnicodeDecodeError as error:
+        raise BadFile(path, error.start, "the text is not UTF-8") from None
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise BadInput(f"{path}: not TOML: {str(error)[:200]}", "see https://toml.io for the form") from None
 
 
 def sha256_file(path: str | Path) -> str:

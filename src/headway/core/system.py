@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -36,18 +37,49 @@ class Settings(BaseModel):
 
         Types are those of JSON and are not converted: "3" and true are no integers.
         """
-        try:
-            return cls.model_validate_json(json.dumps(dict(values), default=str), strict=True)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "settings"
-            if first["type"] == "extra_forbidden":
-                raise BadInput(
-                    f"{system} has no setting {where!r}", f"its settings are: {', '.join(cls.model_fields)}"
-                ) from None
+        return _validated(cls, values, system, "setting", f"see: headway systems {system}")
+
+
+class Problem(Settings):
+    """Base of the tables of a planner's problem file; fields as in `Settings`."""
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], system: str) -> Any:
+        """Validate a problem; `system` is the file it came from. Raises `BadInput` naming the field and the rule."""
+        return _validated(cls, values, system, "key", "the documentation's page on plans shows a whole problem")
+
+
+def _validated(cls: type[Settings], values: Mapping[str, Any], source: str, noun: str, mend: str) -> Any:
+    try:
+        return cls.model_validate_json(json.dumps(dict(values), default=str), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or f"{noun}s"
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(_fields_at(cls, first["loc"][:-1]))
             raise BadInput(
-                f"{system}: {where}={first.get('input')!r}: {first['msg']}", f"see: headway systems {system}"
+                f"{source} has no {noun} {where!r}", f"its {noun}s are: {known}" if known else mend
             ) from None
+        if first["type"] == "missing":
+            raise BadInput(f"{source} lacks the {noun} {where!r}", mend) from None
+        shown = f"{first.get('input')!r:.60}"
+        raise BadInput(f"{source}: {where}={shown}: {first['msg']}", mend) from None
+
+
+def _fields_at(cls: Any, path: Sequence[str | int]) -> Sequence[str]:
+    """The names of the fields of the table at `path` within `cls`; empty where that is no plain table."""
+    for part in path:
+        if isinstance(part, int):
+            continue
+        found = cls.model_fields.get(part)
+        if found is None:
+            return ()
+        inside = [found.annotation, *get_args(found.annotation)]
+        tables = [kind for kind in inside if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if len(tables) != 1:
+            return ()
+        cls = tables[0]
+    return list(cls.model_fields)
 
 
 class WeightSettings(Settings):
@@ -155,11 +187,39 @@ class Policy(System[S]):
         """The model with this policy in its slot."""
 
 
+@dataclass
+class PlanContext:
+    """What a planner may use besides the problem. `load` turns a MODEL and a RECIPE ("" for none) into a model."""
+
+    load: Callable[[str, str], Model]
+    folder: Path = Path()
+    """Where relative paths of the problem begin."""
+    source: str = "problem"
+    """Name of the problem, for errors."""
+    threads: int = 0
+    seed: int = 0
+    progress: Progress = field(default_factory=Progress)
+
+
 class Planner(System[S]):
     """Kind `planner`: a problem to a plan."""
 
+    def applies(self, model: Model, target: Target) -> Verdict:
+        return no(f"{self.card.slug} takes a problem: headway plan {self.card.slug} PROBLEM.toml")
+
+    def predict(self, model: Model, target: Target, settings: S) -> Costs:
+        return Costs()
+
     @abstractmethod
-    def plan(self, problem: Mapping[str, Any], settings: S) -> Mapping[str, Any]: ...
+    def plan(self, problem: Mapping[str, Any], settings: S, context: PlanContext) -> Mapping[str, Any]:
+        """The plan as a JSON document; `met`: whether it does what the problem asks.
+
+        Raises `BadInput` for a problem that breaks a rule.
+        """
+
+    @abstractmethod
+    def table(self, plan: Mapping[str, Any]) -> str:
+        """A plan, for people."""
 
 
 class Instrument(System[S]):

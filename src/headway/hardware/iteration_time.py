@@ -70,6 +70,28 @@ class IterationTime:
         first, second = self.values[at - 1], self.values[at]
         return first + (second - first) * (tokens - low) / (high - low)
 
+    @classmethod
+    def from_rates(
+        cls,
+        weight_bytes: float,
+        ops_per_token: float,
+        kv_bytes: float,
+        bytes_per_s: float,
+        ops_per_s: float,
+        overhead_s: float = 0.0,
+    ) -> IterationTime:
+        """A roofline, for a machine that is known by its data sheet: weights are read or multiplied, whichever takes
+        longer; keys and values (`kv_bytes` for each token of a context) are read besides.
+        """
+        read, token = weight_bytes / bytes_per_s, ops_per_token / ops_per_s
+        ridge = max(read / token, 1.0)
+        floor = max(read, token)
+        far = max(1e6, 2 * ridge)
+        return cls(
+            (0.0, ridge, far), (overhead_s + floor, overhead_s + floor, overhead_s + token * far),
+            decode=kv_bytes / bytes_per_s,
+        )  # fmt: skip
+
     def as_json(self) -> dict[str, Any]:
         return {
             "knots": list(self.knots),

@@ -13,12 +13,13 @@ from headway.core.budget import Budget, Objective
 from headway.core.cache import StepCache
 from headway.core.errors import BadInput
 from headway.core.evidence import Evidence
+from headway.core.files import atomic_write_json, read_toml
 from headway.core.ledger import Ledger
 from headway.core.model import Model
 from headway.core.progress import Progress
 from headway.core.recipe import Recipe
 from headway.core.registry import Entry, entry, systems
-from headway.core.system import Context
+from headway.core.system import Context, PlanContext
 from headway.core.target import Target
 from headway.core.workload import Workload
 from headway.optimize.applying import apply_recipe, calibrates, check, check_sites
@@ -150,6 +151,48 @@ def plan(
     if is_bare(loaded, given):
         given = on_sample(loaded, given)
     return dry_run(loaded, parsed, target or machine(progress), given, fixed, count)
+
+
+def plan_problem(
+    slug: str,
+    problem: str | Path,
+    settings: Sequence[str] = (),
+    *,
+    output: str | Path | None = None,
+    threads: int = 0,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> tuple[dict[str, Any], str]:
+    """A planner's plan for a problem file, as a JSON document and for people; written to `output` if that is given.
+
+    settings: `field=value` each, in the grammar of recipes. Everything is checked before anything runs. Raises
+    `BadInput` for a system that is no planner, and for a problem that breaks a rule.
+    """
+    found = entry(slug)
+    if found.card.kind != "planner":
+        planners = ", ".join(sorted(s for s, other in systems().items() if other.card.kind == "planner"))
+        raise BadInput(f"{slug} makes no plans", f"planners are: {planners}")
+    values = Recipe.parse(f"{slug}({', '.join(settings)})").steps[0].settings
+    planner: Any = found.load()
+    parsed = planner.settings.parse(values, slug)
+    document = read_toml(problem)
+    if output is not None and (not Path(output).parent.is_dir() or Path(output).is_dir()):
+        raise BadInput(f"cannot write {str(output)!r}", "name a file in a folder that is there")
+    count = use_threads(threads)
+    progress = progress or Progress()
+
+    def made(model: str, recipe: str) -> Model:
+        loaded: Model = load(model)
+        return apply(recipe, loaded, threads=count, seed=seed, progress=progress) if recipe else loaded
+
+    context = PlanContext(made, Path(problem).parent, str(problem), count, seed, progress)
+    plan = {"schema": PLAN_SCHEMA, "system": slug, **planner.plan(document, parsed, context)}
+    if output is not None:
+        atomic_write_json(output, plan)
+    return plan, planner.table(plan)
+
+
+PLAN_SCHEMA = 1
 
 
 def is_bare(model: Model, workload: Workload) -> bool:

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from headway.core.cache import StepCache
 from headway.core.progress import Progress
 from headway.hardware.iteration_time import IterationTime, Load, fit
+from headway.hardware.machine import read_machine
+from headway.llm.language_model import LanguageModel
 from headway.llm.native import NativeRuntime, NativeSession
 
 CHUNKS = (1, 4, 16, 48, 128, 256, 512)
@@ -116,6 +119,17 @@ def measure(
 def fit_runtime(runtime: NativeRuntime, progress: Progress | None = None, seed: int = 0) -> IterationTime:
     """The iteration time of a model here."""
     return measure(runtime, seed=seed, progress=progress).fit()
+
+
+def iteration_time(model: LanguageModel, runtime: NativeRuntime, threads: int, progress: Progress) -> IterationTime:
+    """Measured at the first start of this model on this machine."""
+    key = cost_key(model, threads)
+    return IterationTime.from_json(StepCache().json(key, lambda: fit_runtime(runtime, progress).as_json()))
+
+
+def cost_key(model: LanguageModel, threads: int) -> str:
+    """Where the step cache keeps it."""
+    return StepCache.key("iteration-time", model.fingerprint(), model.runtime_kind, read_machine().fingerprint, threads)
 
 
 def within(cost: IterationTime, measured: Measured, quantile: float) -> float:

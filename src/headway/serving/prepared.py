@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from headway.core.cache import StepCache
 from headway.core.errors import BadInput, Lacking
 from headway.core.progress import Progress
 from headway.core.registry import entry
-from headway.hardware.iteration_time import IterationTime
 from headway.hardware.machine import read_machine
 from headway.llm.language_model import LanguageModel
 from headway.llm.native import PAGE_TOKENS, NativeRuntime
 from headway.serving.engine import Engine
-from headway.serving.measuring import fit_runtime
+from headway.serving.measuring import iteration_time
 from headway.serving.messages import Ready, Setup, TokenizerText
 from headway.serving.schedulers.base import SLO, Limits, Scheduler
 
@@ -67,17 +65,6 @@ def pages(runtime: NativeRuntime, wanted: Setup) -> int:
             f"give --kv-memory of at least {runtime.page_bytes}B",
         )
     return count if given is not None else min(count, most)
-
-
-def iteration_time(model: LanguageModel, runtime: NativeRuntime, threads: int, progress: Progress) -> IterationTime:
-    """Measured at the first start of this model on this machine."""
-    key = cost_key(model, threads)
-    return IterationTime.from_json(StepCache().json(key, lambda: fit_runtime(runtime, progress).as_json()))
-
-
-def cost_key(model: LanguageModel, threads: int) -> str:
-    """Where the step cache keeps it."""
-    return StepCache.key("iteration-time", model.fingerprint(), read_machine().fingerprint, threads)
 
 
 def ready(engine: Engine, systems: list[str]) -> Ready:

@@ -22,7 +22,7 @@ from serving_traces import COST
 import headway
 from headway.core.cache import StepCache
 from headway.llm.language_model import LanguageModel
-from headway.serving.prepared import cost_key
+from headway.serving.measuring import cost_key
 
 PATIENCE_S = 60.0
 

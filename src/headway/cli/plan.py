@@ -1,0 +1,33 @@
+"""`headway plan`: a problem to a plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from headway.cli.console import Session
+
+
+def command(
+    session: Session,
+    system: Annotated[str, typer.Argument(help="SYSTEM: a planner, e.g. melange or serving.")],
+    problem: Annotated[Path, typer.Argument(help="PROBLEM: a .toml file.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to write the plan (JSON).")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="FIELD=VALUE: a setting of the planner.")] = None,
+) -> int:
+    """Make a plan for a problem; exit 1 when no plan does all that is asked (the nearest is still written)."""
+    from headway.optimize.api import plan_problem
+
+    plan, text = plan_problem(
+        system,
+        problem,
+        settings or (),
+        output=output,
+        threads=session.threads,
+        seed=session.seed,
+        progress=session.progress,
+    )
+    session.emit(plan, text if output is None else f"{text}\n{output} written")
+    return 0 if plan["met"] else 1
