@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
 
 from headway.core.module_model import ModuleModel, native_forward
+from headway.core.packed_modules import TensorWeight
 from headway.core.registry import system
 from headway.core.system import Context
 from headway.kernels import cpu
-from headway.vision.efficientnet_lite import Config, EfficientNetLite, efficientnet_lite0
-from headway.vision.native_conv import NativeConvNet
+from headway.vision.efficientnet_lite import Block, Config, ConvNorm, EfficientNetLite, efficientnet_lite0
+from headway.vision.native_conv import NativeConvNet, describe
 
 SMALL = Config(0.35, 0.5, 64, classes=21)
 """Widths of 8 to 112 channels; most stages have one block."""
@@ -21,18 +26,21 @@ SMALL = Config(0.35, 0.5, 64, classes=21)
 def made(config: Config = SMALL) -> EfficientNetLite:
     """Random weights and norms, scaled so that activations neither vanish nor all meet the bounds of ReLU6."""
     torch.manual_seed(1)
-    network = EfficientNetLite(config).eval()
+    return with_norms(EfficientNetLite(config))
+
+
+def with_norms(network: EfficientNetLite) -> EfficientNetLite:
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean = torch.randn(module.num_features) * 0.2
             module.running_var = torch.rand(module.num_features) + 0.3
             module.weight.data = torch.rand(module.num_features) + 1.0
             module.bias.data = torch.randn(module.num_features) * 0.5
-    return network
+    return network.eval()
 
 
 @pytest.mark.parametrize("level", cpu.levels())
-@pytest.mark.parametrize("size", [(64, 64), (33, 70), (1, 1), (7, 95)])
+@pytest.mark.parametrize("size", [(64, 64), (33, 70), (1, 1), (7, 95), (70, 600)])  # the last: in bands of rows
 def test_logits_equal_the_readable_modules(size: tuple[int, int], level: str) -> None:
     network = made()
     x = torch.randn(2, 3, *size)
@@ -42,14 +50,15 @@ def test_logits_equal_the_readable_modules(size: tuple[int, int], level: str) ->
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
-def test_bits_depend_on_neither_batch_nor_threads_nor_level() -> None:
-    native, x = NativeConvNet(made()), torch.randn(3, 3, 50, 61)
+@pytest.mark.parametrize("size", [(50, 61), (21, 600)])
+def test_bits_depend_on_neither_batch_nor_threads_nor_level(size: tuple[int, int]) -> None:
+    native, x = NativeConvNet(made()), torch.randn(3, 3, *size)
     together = native(x)
     assert torch.equal(torch.cat([native(image[None]) for image in x]), together)
     assert torch.equal(native(x.to(memory_format=torch.channels_last)), together)
     before = cpu.threads()
     try:
-        for threads in (1, 2, 3):
+        for threads in (1, 2, 3, 7):
             cpu.set_threads(threads)
             assert torch.equal(native(x), together)
     finally:
@@ -57,6 +66,28 @@ def test_bits_depend_on_neither_batch_nor_threads_nor_level() -> None:
     for level in cpu.levels():
         with cpu.at_level(level):
             assert torch.equal(native(x), together)
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("stride", [1, 2])
+@given(data=st.data())
+@hypothesis.settings(max_examples=25, deadline=None)
+def test_one_block_equals_torch_for_any_shape(kernel: int, stride: int, data: st.DataObject) -> None:
+    inside, out, height, width = (data.draw(st.integers(1, most)) for most in (31, 40, 40, 40))
+    torch.manual_seed(data.draw(st.integers(0, 99)))
+    network = EfficientNetLite(Config(0.35, 0.1, 32, classes=5))
+    first = Block(32, inside, 3, 1, 1)
+    network.blocks = nn.Sequential(first, Block(inside, out, kernel, stride, data.draw(st.integers(2, 3))))
+    network.head = ConvNorm(out, 24)
+    network.classifier = nn.Linear(24, 5)
+    with_norms(network)
+    x = torch.randn(1, 3, height, width)
+    with torch.no_grad():
+        expected = network(x)
+        for level in cpu.levels():
+            with cpu.at_level(level):
+                found = NativeConvNet(network)(x)
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize(
@@ -90,3 +121,17 @@ def test_what_does_not_fit_is_refused() -> None:
     network.head.conv = torch.nn.Conv2d(8, 1280, 1, bias=False)
     with pytest.raises(ValueError, match="does not fit"):
         NativeConvNet(network)
+
+
+def test_a_depthwise_step_follows_the_stem_or_a_product() -> None:
+    import headway.kernels.cpu._cpu as _cpu
+
+    network = made()
+    steps = list(describe(network))
+    classifier = TensorWeight(network.classifier.weight).native()
+    bias = network.classifier.bias.detach().numpy()
+    native: Any = _cpu
+    native.make_conv_net(3, steps, classifier, bias)
+    for wrong in (steps[:1] + steps[2:], steps[:2] + steps[1:], steps[:1]):
+        with pytest.raises(ValueError, match="follows the stem"):
+            native.make_conv_net(3, wrong, classifier, bias)

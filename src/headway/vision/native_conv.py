@@ -51,11 +51,11 @@ def _step(kind: str, part: Any, *, begins: bool = False, adds: bool = False) -> 
     """part: a `ConvNorm`."""
     scale, shift = _norm(part.norm)
     weights: dict[str, Any] = {"scale": scale}
-    if kind == "depthwise":
-        taps = part.conv.weight.detach()[:, 0].flatten(1).T.double().numpy() * scale.astype(np.float64)
-        weights = {"taps": np.ascontiguousarray(taps, np.float32)}
-    else:
+    if kind == "pointwise":
         weights["weight"] = _weight(part.conv)
+    else:
+        taps = part.conv.weight.detach().flatten(1).T.double().numpy() * scale.astype(np.float64)
+        weights = {"taps": np.ascontiguousarray(taps, np.float32)}
     kernel, stride = part.conv.kernel_size[0], part.conv.stride[0]
     relu6 = isinstance(part.act, nn.ReLU6)
     return {

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <limits>
 
 #include "kernels.h"
 
@@ -12,7 +11,7 @@ namespace {
 
 constexpr int64_t kBlockRows = 12;  // a multiple of the rows of a dense block at every level
 constexpr int64_t kTaskPixels = 16 * kBlockRows;
-constexpr float kInfinite = std::numeric_limits<float>::infinity();
+constexpr size_t kImageBytes = 128 << 10;  // of a tile's image between two convolutions: within the second level
 
 int64_t out_size(int64_t size, int64_t stride) { return (size + stride - 1) / stride; }
 // Padding before the image: the odd pixel comes after it.
@@ -44,14 +43,18 @@ void ConvNet::run(const float* images, int64_t count, int64_t height, int64_t wi
   std::memset(pooled_.data(), 0, size_t(count * ld) * sizeof(float));
   for (int64_t i = 0; i < count; ++i, images += channels_ * height * width) {
     Image x{nullptr, height, width, channels_}, kept{nullptr, 0, 0, 0};
-    for (const ConvStep& step : steps_) {
+    for (size_t at = 0; at < steps_.size(); ++at) {
+      const ConvStep& step = steps_[at];
       if (step.begins) kept = x;
-      const Image y = room(out_size(x.height, step.stride), out_size(x.width, step.stride), step.channels, kept);
-      if (step.kind == ConvStep::Kind::depthwise) depthwise(step, x, y, session);
-      else
-        product(step, x, y, step.adds ? kept.data : nullptr, step.kind == ConvStep::Kind::stem ? images : nullptr,
-                height, width, session);
+      const bool filters = at + 1 < steps_.size() && steps_[at + 1].kind == ConvStep::Kind::depthwise;
+      const ConvStep& last = steps_[filters ? at + 1 : at];
+      const int64_t h = out_size(x.height, step.stride), w = out_size(x.width, step.stride);
+      const Image y = filters ? room(out_size(h, last.stride), out_size(w, last.stride), last.channels, kept)
+                              : room(h, w, step.channels, kept);
+      if (filters) filtered(step, last, x, y, images, session);
+      else product(step, x, y, step.adds ? kept.data : nullptr, session);
       if (step.adds) kept.data = nullptr;
+      at += filters;
       x = y;
     }
     float* mean = pooled_.as<float>() + i * ld;
@@ -64,10 +67,12 @@ void ConvNet::run(const float* images, int64_t count, int64_t height, int64_t wi
   for (int64_t i = 0; i < count; ++i) kernel.add(logits + i * classes(), bias_.data(), classes());
 }
 
-// `planes`: the image as it was given, for the stem, whose taps become the columns of a row.
-void ConvNet::product(const ConvStep& step, const Image& x, const Image& y, const float* residual, const float* planes,
-                      int64_t height, int64_t width, Pool::Session& session) {
-  const Kernels& kernel = kernels();
+void ConvNet::lane_acts(int lanes) {
+  while (int64_t(lane_acts_.size()) < lanes) lane_acts_.push_back(std::make_unique<Acts>());
+}
+
+void ConvNet::product(const ConvStep& step, const Image& x, const Image& y, const float* residual,
+                      Pool::Session& session) {
   const Weight& weight = *step.weight;
   const int64_t cols = weight.padded_in(), n = y.pixels();
   // As even as whole dense blocks allow: a task of a few rows would be the slowest.
@@ -78,82 +83,129 @@ void ConvNet::product(const ConvStep& step, const Image& x, const Image& y, cons
   // Few pixels: the tiles are shared out as well, in pairs.
   const int64_t shares = lanes < 2 ? 1 : std::min((weight.tiles() + 1) / 2, std::max<int64_t>(1, 4 * lanes / chunks));
   const int64_t tiles = round_up((weight.tiles() + shares - 1) / shares, 2);
-  while (int64_t(lane_acts_.size()) < lanes) lane_acts_.push_back(std::make_unique<Acts>());
-  for (int lane = 0; lane < lanes; ++lane) {
-    lane_acts_[size_t(lane)]->reset(x.data, cols, rows, cols);
-    for (const int64_t count : {rows, rest})
+  lane_acts(lanes);
+  for (int lane = 0; lane < lanes; ++lane)
+    for (const int64_t count : {rows, rest}) {
+      lane_acts_[size_t(lane)]->reset(x.data, cols, count, cols);
       if (const FormSpec* form = weight.form(count)) lane_acts_[size_t(lane)]->reserve(*form);
-  }
+    }
   lanes_.reserve(lanes, std::max<size_t>({64, weight.scratch_bytes(rows), weight.scratch_bytes(rest)}));
-  if (planes) columns_.reserve(lanes, size_t(rows * cols) * sizeof(float));
-  const float low = step.relu6 ? 0.0f : -kInfinite, high = step.relu6 ? 6.0f : kInfinite;
   session.run(chunks * shares, [&](int64_t task, int lane) {
     const int64_t first = task / shares * rows, count = std::min(rows, n - first);
     const int64_t begin = task % shares * tiles, end = std::min(weight.tiles(), begin + tiles);
     if (begin >= end) return;
-    const float* from = x.data + first * cols;
-    if (planes) {
-      auto* columns = static_cast<float*>(columns_.at(lane));
-      const int64_t k = step.kernel;
-      const int64_t top = pad_before(height, k, step.stride), left = pad_before(width, k, step.stride);
-      for (int64_t p = 0; p < count; ++p) {
-        float* to = columns + p * cols;
-        const int64_t oy = (first + p) / y.width * step.stride - top, ox = (first + p) % y.width * step.stride - left;
-        for (int64_t c = 0; c < channels_; ++c)
-          for (int64_t iy = oy; iy < oy + k; ++iy) {
-            const bool inside = iy >= 0 && iy < height;
-            const float* line = planes + (c * height + iy) * width;
-            if (inside && ox >= 0 && ox + k <= width)
-              for (int64_t ix = ox; ix < ox + k; ++ix) *to++ = line[ix];
-            else
-              for (int64_t ix = ox; ix < ox + k; ++ix) *to++ = inside && ix >= 0 && ix < width ? line[ix] : 0.0f;
-          }
-        std::fill(to, columns + (p + 1) * cols, 0.0f);
-      }
-      from = columns;
-    }
     Acts& acts = *lane_acts_[size_t(lane)];
-    acts.reset(from, cols, count, cols);
+    acts.reset(x.data + first * cols, cols, count, cols);
     if (const FormSpec* form = weight.form(count)) acts.ensure(*form);
-    float* to = y.data + first * y.ld();
-    weight.matmul(acts, to, y.ld(), begin, end, lanes_.at(lane));
-    const int64_t at = begin * kTile, upto = std::min(y.channels, end * kTile);
-    for (int64_t p = 0; p < count; ++p, to += y.ld()) {
-      kernel.affine(to + at, step.scale.data() + at, step.shift.data() + at,
-                    residual ? residual + (first + p) * y.ld() + at : nullptr, upto - at, low, high);
-      if (end == weight.tiles()) std::fill(to + y.channels, to + y.ld(), 0.0f);
-    }
+    const Finish finish{step.scale.data(), step.shift.data(), residual ? residual + first * y.ld() : nullptr, y.ld(),
+                        step.low(), step.high(), 0, 0};
+    weight.matmul_finish(acts, y.data + first * y.ld(), y.ld(), begin, end, lanes_.at(lane), finish);
+    if (end == weight.tiles()) pad(y, first, count);
   });
 }
 
-void ConvNet::depthwise(const ConvStep& step, const Image& x, const Image& y, Pool::Session& session) {
-  zeros_.grow(size_t(x.width * x.ld()) * sizeof(float), Owner::scratch);
-  const int64_t top = pad_before(x.height, step.kernel, step.stride);
-  session.run(y.height, [&](int64_t row, int) {
-    const float* rows[5];
-    for (int64_t ky = 0; ky < step.kernel; ++ky) {
-      const int64_t at = row * step.stride + ky - top;
-      rows[ky] = at >= 0 && at < x.height ? x.data + at * x.width * x.ld() : zeros_.as<float>();
+void ConvNet::pad(const Image& y, int64_t first, int64_t count) {
+  const int64_t whole = round_up(y.channels, kTile);
+  for (int64_t p = first; whole < y.ld() && p < first + count; ++p)
+    std::fill(y.data + p * y.ld() + whole, y.data + (p + 1) * y.ld(), 0.0f);
+}
+
+void ConvNet::filtered(const ConvStep& step, const ConvStep& filter, const Image& x, const Image& y,
+                       const float* planes, Pool::Session& session) {
+  const bool stem = step.kind == ConvStep::Kind::stem;
+  const int64_t height = out_size(x.height, step.stride), width = out_size(x.width, step.stride);
+  const int64_t k = filter.kernel, stride = filter.stride;
+  const int64_t top = pad_before(height, k, stride), left = pad_before(width, k, stride);
+  const int64_t line = (y.width - 1) * stride + k;  // pixels of a row with its padding
+  const int64_t most = std::max<int64_t>(1, (int64_t(kImageBytes) / (line * kTile * 4) - k) / stride + 1);
+  const int64_t rows = (y.height + (y.height + most - 1) / most - 1) / ((y.height + most - 1) / most);
+  const int64_t bands = (y.height + rows - 1) / rows;
+  const int64_t tiles = round_up(step.channels, kTile) / kTile;
+  const int lanes = session.lanes();
+  const int64_t shares = lanes < 2 ? 1 : std::min(tiles, std::max<int64_t>(1, 4 * lanes / bands));
+  const int64_t share = (tiles + shares - 1) / shares;
+
+  struct Band {
+    int64_t out, rows;      // of the result
+    int64_t in, in_rows;    // of the image between, from `in`, which may be negative
+    int64_t begin, end;     // of these, the ones inside it
+  };
+  const auto band_of = [&](int64_t at) {
+    Band b{at * rows, std::min(rows, y.height - at * rows), at * rows * stride - top, 0, 0, 0};
+    b.in_rows = (b.rows - 1) * stride + k;
+    b.begin = std::max<int64_t>(0, b.in);
+    b.end = std::min(height, b.in + b.in_rows);
+    return b;
+  };
+  const int64_t image = ((rows - 1) * stride + k) * line * kTile;
+  // The stem's own input, padded: planes of rows.
+  const int64_t wide = (width - 1) * step.stride + step.kernel;
+  const int64_t plane = stem ? (((rows - 1) * stride + k - 1) * step.stride + step.kernel) * wide : 0;
+  between_.reserve(lanes, size_t(image + channels_ * plane) * sizeof(float));
+  size_t scratch = 64;
+  if (!stem) {
+    lane_acts(lanes);
+    for (int64_t at = 0; at < bands; ++at) {
+      const Band b = band_of(at);
+      const int64_t count = (b.end - b.begin) * width;
+      scratch = std::max(scratch, step.weight->scratch_bytes(count));
+      const FormSpec* form = step.weight->form(count);
+      for (int lane = 0; form && lane < lanes; ++lane) {
+        lane_acts_[size_t(lane)]->reset(x.data, x.ld(), count, x.ld());
+        lane_acts_[size_t(lane)]->reserve(*form);
+      }
     }
-    DepthwiseArgs args{};
-    args.rows = rows;
-    args.zeros = zeros_.as<float>();
-    args.width = x.width;
-    args.ldx = x.ld();
-    args.before = pad_before(x.width, step.kernel, step.stride);
-    args.w = step.taps.data();
-    args.ldw = x.ld();
-    args.shift = step.shift.data();
-    args.kernel = step.kernel;
-    args.stride = step.stride;
-    args.low = step.relu6 ? 0.0f : -kInfinite;
-    args.high = step.relu6 ? 6.0f : kInfinite;
-    args.y = y.data + row * y.width * y.ld();
-    args.out = y.width;
-    args.ldy = y.ld();
-    args.channels = y.ld();  // the channels of padding stay zero, having no taps
-    kernels().depthwise(&args);
+  }
+  lanes_.reserve(lanes, scratch);
+  session.run(bands * shares, [&](int64_t task, int lane) {
+    const Band b = band_of(task / shares);
+    const int64_t first = task % shares * share, end = std::min(tiles, first + share);
+    if (first >= end) return;
+    auto* between = static_cast<float*>(between_.at(lane));
+    std::fill(between, between + b.in_rows * line * kTile, 0.0f);
+    float* inside = between + ((b.begin - b.in) * line + left) * kTile;
+    Acts* acts = nullptr;
+    float* padded = between + image;
+    if (stem) pad_planes(step, b.begin, b.end - b.begin, planes, x, padded, plane, wide);
+    else {
+      const int64_t count = (b.end - b.begin) * width;
+      acts = lane_acts_[size_t(lane)].get();
+      acts->reset(x.data + b.begin * width * x.ld(), x.ld(), count, x.ld());
+      if (const FormSpec* form = step.weight->form(count)) acts->ensure(*form);
+    }
+    for (int64_t tile = first; tile < end; ++tile) {
+      const int64_t at = tile * kTile;
+      if (stem) {
+        const StemArgs args{padded, channels_, plane, wide, step.taps.data() + at, y.ld(), step.shift.data() + at,
+                            step.kernel, step.stride, step.low(), step.high(), inside, b.end - b.begin, width,
+                            line * kTile};
+        kernels().stem(&args);
+      } else {
+        const Finish finish{step.scale.data(), step.shift.data(), nullptr, 0, step.low(), step.high(), width,
+                            (line - width) * kTile};
+        step.weight->matmul_finish(*acts, inside - at, kTile, tile, tile + 1, lanes_.at(lane), finish);
+      }
+      const DepthwiseArgs args{between, line, filter.taps.data() + at, y.ld(), filter.shift.data() + at, k, stride,
+                               filter.low(), filter.high(), y.data + b.out * y.width * y.ld() + at, b.rows, y.width,
+                               y.ld()};
+      kernels().depthwise(&args);
+    }
+    if (end == tiles) pad(y, b.out * y.width, b.rows * y.width);
   });
+}
+
+// What `rows` rows of the stem's output from `first` on read of the image, zeros where that is outside.
+void ConvNet::pad_planes(const ConvStep& step, int64_t first, int64_t rows, const float* planes, const Image& x,
+                         float* to, int64_t plane, int64_t wide) {
+  const int64_t top = first * step.stride - pad_before(x.height, step.kernel, step.stride);
+  const int64_t left = pad_before(x.width, step.kernel, step.stride), n = (rows - 1) * step.stride + step.kernel;
+  for (int64_t c = 0; c < channels_; ++c)
+    for (int64_t r = 0; r < n; ++r) {
+      float* line = to + c * plane + r * wide;
+      std::fill(line, line + wide, 0.0f);
+      if (top + r >= 0 && top + r < x.height)
+        std::copy_n(planes + (c * x.height + top + r) * x.width, std::min(x.width, wide - left), line + left);
+    }
 }
 
 }  // namespace headway

@@ -40,23 +40,21 @@ ConvStep step_of(const nb::dict& d, int64_t inside, bool first) {
   s.begins = nb::cast<bool>(item(d, "begins"));
   s.adds = nb::cast<bool>(item(d, "adds"));
   if (s.stride < 1 || s.stride > 8 || s.kernel < 1 || s.kernel > 16) refuse("stride or kernel out of range");
-  if (kind == "depthwise") {
-    if ((s.kernel != 3 && s.kernel != 5) || s.stride > 2) refuse("a depthwise kernel must be 3 or 5, its stride 1 or 2");
-    s.kind = ConvStep::Kind::depthwise;
-    const auto taps = nb::cast<Table>(item(d, "taps"));
-    s.channels = inside;
-    if (int64_t(taps.shape(0)) != s.kernel * s.kernel || int64_t(taps.shape(1)) != inside) refuse("taps do not fit");
-    const int64_t ld = round_up(inside, kBlock);
-    s.taps.assign(size_t(s.kernel * s.kernel * ld), 0.0f);
-    for (int64_t i = 0; i < s.kernel * s.kernel; ++i)
-      std::copy_n(taps.data() + i * inside, inside, s.taps.begin() + i * ld);
-  } else {
-    s.kind = first ? ConvStep::Kind::stem : ConvStep::Kind::pointwise;
+  if (kind == "pointwise") {
     s.weight = nb::cast<NativeWeight>(item(d, "weight")).weight;
     s.channels = s.weight->out();
-    const int64_t in = first ? s.kernel * s.kernel * inside : inside;
-    if (s.weight->in() != in || (!first && (s.kernel != 1 || s.stride != 1))) refuse("a weight does not fit");
+    if (s.weight->in() != inside || s.kernel != 1 || s.stride != 1) refuse("a weight does not fit");
     s.scale = padded(d, "scale", s.channels);
+  } else {
+    if (!first && ((s.kernel != 3 && s.kernel != 5) || s.stride > 2))
+      refuse("a depthwise kernel must be 3 or 5, its stride 1 or 2");
+    s.kind = first ? ConvStep::Kind::stem : ConvStep::Kind::depthwise;
+    const auto taps = nb::cast<Table>(item(d, "taps"));
+    s.channels = int64_t(taps.shape(1));
+    const int64_t count = s.kernel * s.kernel * (first ? inside : 1), ld = round_up(s.channels, kBlock);
+    if (int64_t(taps.shape(0)) != count || (!first && s.channels != inside)) refuse("taps do not fit");
+    s.taps.assign(size_t(count * ld), 0.0f);
+    for (int64_t i = 0; i < count; ++i) std::copy_n(taps.data() + i * s.channels, s.channels, s.taps.begin() + i * ld);
   }
   s.shift = padded(d, "shift", s.channels);
   return s;
@@ -70,6 +68,11 @@ NativeConvNet make(int64_t channels, const nb::list& described, const NativeWeig
   for (const nb::handle handle : described) {
     steps.push_back(step_of(nb::cast<nb::dict>(handle), inside, steps.empty()));
     const ConvStep& s = steps.back();
+    const ConvStep* before = steps.size() > 1 ? &steps[steps.size() - 2] : nullptr;
+    const bool filters = s.kind == ConvStep::Kind::depthwise;
+    if (before && before->kind == ConvStep::Kind::stem && !filters) refuse("a depthwise step follows the stem");
+    if (filters && (before->kind == ConvStep::Kind::depthwise || before->adds || s.begins))
+      refuse("a depthwise step follows the stem or a pointwise step, with which it runs as one");
     if (s.begins) {
       if (steps.size() == 1 || kept) refuse("a step cannot begin a residual here");
       kept = inside;
@@ -83,6 +86,7 @@ NativeConvNet make(int64_t channels, const nb::list& described, const NativeWeig
     }
     inside = s.channels;
   }
+  if (steps.size() < 2) refuse("a depthwise step follows the stem");
   if (classifier.weight->in() != inside || int64_t(bias.shape(0)) != classifier.weight->out())
     refuse("the classifier does not fit");
   return {std::make_shared<ConvNet>(channels, std::move(steps), classifier.weight,

@@ -200,7 +200,7 @@ void Dfloat11Weight::matmul(const Acts& acts, float* y, int64_t ldy, int64_t til
     const int64_t n = std::min<int64_t>(kChains, tile_end - tile);
     expand_tiles(tile, n, scratch);
     kernels().dense(scratch, 2, padded_in(), in(), out() - tile * kTile, acts.x(), acts.ldx(), acts.rows(),
-                    y + tile * kTile, ldy, 0, n);
+                    y + tile * kTile, ldy, 0, n, nullptr);
   }
 }
 

@@ -85,20 +85,42 @@ static inline size_t attend_scratch_floats(const PageShape* s, int64_t rows) {
   return widened + queries + 4 * kPageTokens;
 }
 
-// ---- channels-last convolution ----------------------------------------------------------------------------------
-// One row of a depthwise convolution's output, `out` pixels of `channels`.
-struct DepthwiseArgs {
-  const float* const* rows;  // `kernel` input rows, `width` pixels `ldx` floats apart; outside the image: zeros
-  const float* zeros;        // `channels` of them
-  int64_t width, ldx;
-  int64_t before;            // pixels of padding on the left
-  const float* w;            // [kernel * kernel][ldw], ldw a multiple of 16
-  int64_t ldw;
-  const float* shift;        // [ldw]
-  int64_t kernel, stride;    // kernel 3 or 5, stride 1 or 2
+// ---- convolution ------------------------------------------------------------------------------------------------
+// What follows a product, while it is in registers: y = clamp(y * scale + shift + residual), channel by channel. Whole
+// tiles are written: scale and shift have zeros up to the end of the last, and so has what comes of it.
+struct Finish {
+  const float* scale;
+  const float* shift;
+  const float* residual;  // pixels `ldr` floats apart; null: none
+  int64_t ldr;
   float low, high;
-  float* y;                  // pixels `ldy` floats apart
-  int64_t out, ldy, channels;  // channels: a multiple of 16
+  int64_t width, gap;     // `gap` floats are left out after every `width` pixels: the padding of an image
+};
+
+// Rows of a depthwise convolution's output, for 16 channels.
+struct DepthwiseArgs {
+  const float* x;        // [pixels][16], `width` of them a row: the first row's first tap; padding is there as zeros
+  int64_t width;
+  const float* w;        // [kernel * kernel][ldw]
+  int64_t ldw;
+  const float* shift;
+  int64_t kernel, stride;  // kernel 3 or 5, stride 1 or 2
+  float low, high;
+  float* y;              // pixels `ldy` floats apart
+  int64_t rows, out, ldy;  // out: pixels of a row
+};
+
+// Rows of a convolution of planes, for 16 channels of its output.
+struct StemArgs {
+  const float* x;        // the first row's first tap; planes `plane` floats apart, rows `width`, padding included
+  int64_t channels, plane, width;
+  const float* w;        // [channels][kernel][kernel][ldw]
+  int64_t ldw;
+  const float* shift;
+  int64_t kernel, stride;
+  float low, high;
+  float* y;              // [out][16], rows `ldy` floats apart
+  int64_t rows, out, ldy;
 };
 
 struct Kernels {
@@ -106,8 +128,9 @@ struct Kernels {
   void (*dense_panel)(const float* panel, int64_t cols, const float* x, int64_t ldx, int64_t rows, float* y,
                       int64_t ldy, int64_t tile_rows, int accumulate);
   // Packed dense tiles [tile][padded][16], storage 0 f32, 1 f16, 2 bf16, of which the first `cols` columns count.
-  void (*dense)(const void* data, int storage, int64_t padded, int64_t cols, int64_t out, const float* x, int64_t ldx, int64_t rows,
-                float* y, int64_t ldy, int64_t tile_begin, int64_t tile_end);
+  // `finish` may be null.
+  void (*dense)(const void* data, int storage, int64_t padded, int64_t cols, int64_t out, const float* x, int64_t ldx,
+                int64_t rows, float* y, int64_t ldy, int64_t tile_begin, int64_t tile_end, const Finish* finish);
   void (*dense_expand)(const void* data, int storage, int64_t cols, int64_t tile, int64_t col_begin, int64_t col_end,
                        float* out);
 
@@ -126,10 +149,11 @@ struct Kernels {
   // y = (x - mean) / sqrt(variance + eps) * w + b, variance over n; y may be x.
   void (*layer_norm)(const float* x, const float* w, const float* b, float eps, int64_t n, float* y);
   void (*gelu)(float* x, const float* bias, int64_t n, int kind);  // x = gelu(x + bias); 0 with erf, 1 with tanh
-  // y = clamp(y * scale + shift + residual), residual may be null.
-  void (*affine)(float* y, const float* scale, const float* shift, const float* residual, int64_t n, float low,
-                 float high);
+  // In place, channels [begin, end) of pixels, whole tiles; those from `out` on come as if they had been zero. Gaps
+  // (multiples of 16 floats, where pixels are one tile) are filled with zeros.
+  void (*finish)(float* y, int64_t ldy, int64_t pixels, int64_t begin, int64_t out, int64_t end, const Finish* finish);
   void (*depthwise)(const DepthwiseArgs* args);
+  void (*stem)(const StemArgs* args);
   int64_t (*argmax)(const float* x, int64_t n);                    // the first of equals; -1 if any is NaN
 
   double (*log_sum_exp)(const float* x, int64_t n, float* top);

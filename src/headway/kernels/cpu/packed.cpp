@@ -70,7 +70,13 @@ void DenseWeight::fill(int64_t row, int64_t rows, const void* data) {
 
 void DenseWeight::matmul(const Acts& acts, float* y, int64_t ldy, int64_t tile_begin, int64_t tile_end, void*) const {
   kernels().dense(packed_.data(), int(storage_), padded_in(), in(), out(), acts.x(), acts.ldx(), acts.rows(), y, ldy,
-                  tile_begin, tile_end);
+                  tile_begin, tile_end, nullptr);
+}
+
+void DenseWeight::matmul_finish(const Acts& acts, float* y, int64_t ldy, int64_t tile_begin, int64_t tile_end, void*,
+                                const Finish& finish) const {
+  kernels().dense(packed_.data(), int(storage_), padded_in(), in(), out(), acts.x(), acts.ldx(), acts.rows(), y, ldy,
+                  tile_begin, tile_end, &finish);
 }
 
 void DenseWeight::expand(int64_t tile, int64_t col_begin, int64_t col_end, float* to) const {

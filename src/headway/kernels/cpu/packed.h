@@ -22,6 +22,8 @@ class DenseWeight final : public Weight {
   const void* data() const override { return packed_.data(); }
   const FormSpec* form(int64_t) const override { return nullptr; }
   void matmul(const Acts& acts, float* y, int64_t ldy, int64_t tile_begin, int64_t tile_end, void*) const override;
+  void matmul_finish(const Acts& acts, float* y, int64_t ldy, int64_t tile_begin, int64_t tile_end, void*,
+                     const Finish& finish) const override;
   void matmul_exact(const Acts& acts, float* y, int64_t ldy, int64_t tile_begin, int64_t tile_end,
                     void* scratch) const override {
     matmul(acts, y, ldy, tile_begin, tile_end, scratch);

@@ -8,9 +8,8 @@
 #define HEADWAY_TABLE(name)                                                                                     \
   namespace headway {                                                                                           \
   extern const Kernels name;                                                                                    \
-  const Kernels name = {dense_panel, dense,        dense_expand,  quantise, integer, integer_expand, rms_norm,     \
-                        add,         scale,        softcap,       rope,     glu,     layer_norm,     gelu,         \
-                        affine,      depthwise,   \
-                        argmax,      log_sum_exp,  divergence,    kv_write, attend,  attend_merge,   attend_finish, \
-                        read};                                                                                  \
+  const Kernels name = {dense_panel, dense,     dense_expand, quantise, integer,     integer_expand, rms_norm, \
+                        add,         scale,     softcap,      rope,     glu,         layer_norm,     gelu,     \
+                        finish,      depthwise, stem,         argmax,   log_sum_exp, divergence,     kv_write, \
+                        attend,      attend_merge, attend_finish, read};                                        \
   }

@@ -66,6 +66,12 @@ constexpr int64_t kExactColumns = 256;  // columns expanded at a time: 16 KiB, h
 
 size_t Weight::exact_scratch_bytes() { return size_t(kExactColumns * kTile) * sizeof(float); }
 
+void Weight::matmul_finish(const Acts& acts, float* y, int64_t ldy, int64_t tile_begin, int64_t tile_end,
+                           void* scratch, const Finish& finish) const {
+  matmul(acts, y, ldy, tile_begin, tile_end, scratch);
+  kernels().finish(y, ldy, acts.rows(), tile_begin * kTile, out(), tile_end * kTile, &finish);
+}
+
 void Weight::matmul_exact(const Acts& acts, float* y, int64_t ldy, int64_t tile_begin, int64_t tile_end,
                           void* scratch) const {
   float* panel = static_cast<float*>(scratch);

@@ -16,6 +16,8 @@
 
 namespace headway {
 
+struct Finish;  // kernels.h
+
 constexpr int64_t kTile = 16;
 constexpr int64_t kBlock = 32;
 
@@ -104,6 +106,11 @@ class Weight {
   // disjoint tiles; must not allocate, throw or wait.
   virtual void matmul(const Acts& acts, float* y, int64_t ldy, int64_t tile_begin, int64_t tile_end,
                       void* scratch) const = 0;
+
+  // `matmul`, then `finish` of the whole tiles [tile_begin, tile_end). Rows that `finish` spreads out by gaps are one
+  // tile wide, and 16 floats apart before that.
+  virtual void matmul_finish(const Acts& acts, float* y, int64_t ldy, int64_t tile_begin, int64_t tile_end,
+                             void* scratch, const Finish& finish) const;
 
   // The exact float32 values of one tile, transposed: out[(c - col_begin) * kTile + r], for columns
   // [col_begin, col_end), multiples of kBlock (col_end <= padded_in). Rows >= out and columns >= in come as zero.

@@ -218,6 +218,7 @@ constexpr int kDenseColumns = 6;
 constexpr int kDenseTiles = 4;
 constexpr int kPaneTiles = 1;
 constexpr int kPaneColumns = 6;
+constexpr int kTileColumns = 6;
 constexpr int kIntColumns = 4;
 constexpr int kKeyVectors = 1;
 constexpr int kQueryRows = 4;

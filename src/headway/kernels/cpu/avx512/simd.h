@@ -127,6 +127,7 @@ constexpr int kDenseColumns = 8;   // activation rows one dense register block t
 constexpr int kDenseTiles = 4;     // row tiles one dense GEMV takes at once
 constexpr int kPaneTiles = 2;      // row tiles and activation rows of one dense GEMM block
 constexpr int kPaneColumns = 12;
+constexpr int kTileColumns = 24;   // the same of a tile alone
 constexpr int kIntColumns = 8;     // activation rows one integer register block takes
 constexpr int kKeyVectors = 4;     // vectors of 16 keys scored at once
 constexpr int kQueryRows = 4;      // query rows scored at once

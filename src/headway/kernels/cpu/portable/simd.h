@@ -248,6 +248,7 @@ constexpr int kDenseColumns = 4;
 constexpr int kDenseTiles = 1;
 constexpr int kPaneTiles = 1;
 constexpr int kPaneColumns = 4;
+constexpr int kTileColumns = 4;
 constexpr int kIntColumns = 4;
 constexpr int kKeyVectors = 1;
 constexpr int kQueryRows = 4;
