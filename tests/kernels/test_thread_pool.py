@@ -59,6 +59,18 @@ def test_shared_phases_are_counted():
     assert after["phases"] + after["alone"] > before["phases"] + before["alone"]
 
 
+def test_helpers_that_lose_their_cores_inside_tasks_finish_them():
+    """Twice as many busy processes as cores: a helper waits for its core again and again, also inside a task."""
+    expected = product(1)
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * os.cpu_count())]
+    try:
+        assert all(np.array_equal(product(threads), expected) for threads in [2, 3, 2, 5] * 100)
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+
+
 def test_a_process_ends_while_helpers_wait():
     code = (
         "import numpy as np; from headway.kernels import cpu;"

@@ -25,7 +25,8 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int kMaxThreads = 256;
 constexpr int64_t kSpinInside = 200'000, kSpinOutside = 20'000;  // ns a helper spins within and between sessions
-constexpr int64_t kStall = 200'000;                              // ns a caller waits before it counts as a stall
+constexpr int64_t kStall = 200'000;  // ns a caller waits before it asks whether helpers still have their cores
+constexpr int64_t kLook = 50'000;    // ns in which a helper that has its core must have run
 constexpr int64_t kFirstRest = 2'000'000, kLongestRest = 512'000'000;  // ns alone after a stall
 constexpr int64_t kWorth = 4;  // helpers that worked this many times as long as they were then waited for are worth it
 
@@ -41,8 +42,8 @@ inline void relax() {
 #endif
 }
 
-void futex_wait(std::atomic<uint32_t>& word, uint32_t value) {
-  syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, value, nullptr, nullptr, 0);
+void futex_wait(std::atomic<uint32_t>& word, uint32_t value, const timespec* limit = nullptr) {
+  syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, value, limit, nullptr, 0);
 }
 void futex_wake(std::atomic<uint32_t>& word) {
   syscall(SYS_futex, &word, FUTEX_WAKE_PRIVATE, 1, nullptr, nullptr, 0);
@@ -60,14 +61,16 @@ std::vector<int> allowed_cpus() {
 
 }  // namespace
 
-// One share of the phase in progress. `next` counts tasks handed out; a claim at or past `end` is void. A claim that
-// succeeds always belongs to the phase in progress, which cannot end before its `done`.
+// One share of the phase in progress. `next` counts tasks handed out. A claim that succeeds always belongs to the phase
+// in progress, which cannot end before its `done`; a helper that is late from a phase with more lanes makes none.
 struct alignas(64) Share {
-  std::atomic<uint64_t> claim{0};  // end << 32 | next
+  std::atomic<uint64_t> claim{0};  // lanes - 1 << 56 | end << 28 | next
 };
+constexpr int64_t kMostTasks = (1 << 28) - 1;
 
 struct alignas(64) Helper {
   std::atomic<uint64_t> done{0};      // tasks finished since the start, by this helper
+  std::atomic<bool> busy{false};      // inside a task
   alignas(64) std::atomic<uint32_t> state{0};  // futex: 0 awake, 1 parked
   pthread_t thread{};
   int cpu = -1;
@@ -88,6 +91,7 @@ struct Pool::State {
   alignas(64) std::atomic<uint32_t> epoch{0};    // counts phases and session starts
   alignas(64) std::atomic<bool> inside{false};  // a session is open
   alignas(64) std::atomic<int> shares_in_use{1};
+  std::atomic<uint32_t> awaited{0};  // futex: 1 while the caller sleeps until a task is done
   int64_t offset[kMaxThreads] = {};  // first task of each share
   Session::Function function = nullptr;
   void* context = nullptr;
@@ -97,23 +101,31 @@ struct Pool::State {
   int64_t opened = 0, shared = 0;  // when the session in progress (or its sharing) began; ns of earlier ones since a rest
   std::atomic<uint64_t> phases{0}, stalls{0}, alone{0};
 
-  // Take tasks until none is left. Returns how many were run.
-  void work(int lane) {
+  // Take tasks until none is left. True if the caller slept until one of them was done.
+  bool work(int lane) {
+    bool woke = false;
     const int count = shares_in_use.load(std::memory_order_acquire);
     for (int k = 0; k < count; ++k) {
       const int at = (lane + k) % count;
       Share& share = shares[at];
       for (;;) {
         uint64_t seen = share.claim.load(std::memory_order_acquire);
-        if (uint32_t(seen) >= uint32_t(seen >> 32)) break;
-        seen = share.claim.fetch_add(1, std::memory_order_acq_rel);
-        const uint32_t task = uint32_t(seen);
-        if (task >= uint32_t(seen >> 32)) break;
+        const int64_t task = int64_t(seen) & kMostTasks, end = int64_t(seen >> 28) & kMostTasks;
+        if (task >= end || uint64_t(lane) > seen >> 56) break;
+        if (!share.claim.compare_exchange_weak(seen, seen + 1, std::memory_order_acq_rel)) continue;
+        Helper& self = helpers[lane];
+        self.busy.store(true, std::memory_order_relaxed);
         function(context, offset[at] + task, lane);
-        std::atomic<uint64_t>& done = helpers[lane].done;
-        done.store(done.load(std::memory_order_relaxed) + 1, std::memory_order_release);
+        self.busy.store(false, std::memory_order_relaxed);
+        self.done.store(self.done.load(std::memory_order_relaxed) + 1, std::memory_order_seq_cst);
+        if (lane && awaited.load(std::memory_order_seq_cst)) {
+          awaited.store(0, std::memory_order_relaxed);
+          futex_wake(awaited);
+          woke = true;
+        }
       }
     }
+    return woke;
   }
 
   void help(int lane) {
@@ -124,9 +136,9 @@ struct Pool::State {
       if (current != seen) {
         seen = current;
         if (lane < shares_in_use.load(std::memory_order_acquire)) {
-          work(lane);
+          const bool woke = work(lane);
           turn = 0;
-          since = now_ns();
+          since = woke ? 0 : now_ns();  // a woken caller wants this core
           continue;
         }
       }
@@ -192,6 +204,45 @@ struct Pool::State {
     CPU_ZERO(&set);
     CPU_SET(core(0), &set);
     return pthread_setaffinity_np(pthread_self(), sizeof set, &set) == 0 ? home.release() : nullptr;
+  }
+
+  int64_t ran_ns(int lane) const {
+    clockid_t clock;
+    timespec time{};
+    if (pthread_getcpuclockid(helpers[lane].thread, &clock) == 0) clock_gettime(clock, &time);
+    return int64_t(time.tv_sec) * 1'000'000'000 + time.tv_nsec;
+  }
+
+  // Helpers that lost their cores inside a task are given the caller's, which sleeps until all is done: they would
+  // wait for whole time slices of others. False if those that work still have their cores.
+  template <class Done> bool fetch_lost(int count, Done all_done) {
+    int64_t ran[kMaxThreads];
+    for (int lane = 1; lane < count; ++lane)
+      ran[lane] = helpers[lane].busy.load(std::memory_order_relaxed) ? ran_ns(lane) : -1;
+    for (const int64_t begin = now_ns(); now_ns() - begin < kLook;) {
+      if (all_done()) return false;
+      relax();
+    }
+    const int mine = sched_getcpu();
+    bool lost = false;
+    int home[kMaxThreads];
+    for (int lane = 1; lane < count; ++lane) {
+      home[lane] = helpers[lane].cpu;
+      if (ran[lane] < 0 || !helpers[lane].busy.load(std::memory_order_relaxed)) continue;
+      if (ran_ns(lane) - ran[lane] > kLook / 4) continue;
+      place(lane, mine);
+      lost = true;
+    }
+    if (!lost) return false;
+    const timespec limit{0, 1'000'000};
+    while (!all_done()) {
+      awaited.store(1, std::memory_order_seq_cst);
+      if (all_done()) break;
+      futex_wait(awaited, 1, &limit);
+    }
+    awaited.store(0, std::memory_order_relaxed);
+    for (int lane = 1; lane < count; ++lane) place(lane, home[lane]);
+    return true;
   }
 
   // Keep helpers off the core the caller runs on.
@@ -273,7 +324,7 @@ void Pool::Session::run_raw(int64_t tasks, Function function, void* context) {
   const auto by_itself = [&] {
     for (int64_t task = 0; task < tasks; ++task) function(context, task, 0);
   };
-  if (!owner_ || lanes_ < 2 || tasks < 2 || tasks > INT32_MAX) return by_itself();
+  if (!owner_ || lanes_ < 2 || tasks < 2 || tasks > kMostTasks) return by_itself();
   State& s = *pool_.state_;
   if (s.rest_until) {
     const int64_t now = now_ns();
@@ -290,7 +341,7 @@ void Pool::Session::run_raw(int64_t tasks, Function function, void* context) {
   for (int lane = 0; lane < lanes_; ++lane) {
     const int64_t begin = tasks * lane / lanes_, end = tasks * (lane + 1) / lanes_;
     s.offset[lane] = begin;
-    s.shares[lane].claim.store(uint64_t(end - begin) << 32, std::memory_order_release);
+    s.shares[lane].claim.store(uint64_t(lanes_ - 1) << 56 | uint64_t(end - begin) << 28, std::memory_order_release);
   }
   s.shares_in_use.store(lanes_, std::memory_order_release);
   s.epoch.fetch_add(1, std::memory_order_seq_cst);
@@ -313,8 +364,7 @@ void Pool::Session::run_raw(int64_t tasks, Function function, void* context) {
     const int64_t now = now_ns();
     if (!from) from = now;
     if (now - from < kStall) continue;
-    stalled = true;
-    if (now - from > 4 * kStall) sched_yield();
+    stalled |= s.fetch_lost(lanes_, all_done);
   }
   if (!stalled) return;
   s.stalls.fetch_add(1, std::memory_order_relaxed);

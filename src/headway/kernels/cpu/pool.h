@@ -4,7 +4,8 @@
 // A phase is `tasks` independent tasks. Every thread starts in its own contiguous share (one linear stream of
 // memory) and takes from the others' shares when done. A helper that is late, or was taken off its core between
 // tasks, costs nothing: the caller does its share. Only a helper that loses its core inside a task makes the caller
-// wait; once that has taken `kStall`, the pool goes on with the caller alone and asks the helpers again later: the
+// wait, and others' time slices are a thousand times longer than a task: after `kStall` the caller gives it its own core
+// and sleeps until the task is done. Then the pool goes on with the caller alone and asks the helpers again later: the
 // later, the more often waiting for them took longer than their work was worth.
 // Which thread runs a task must not change its result.
 #pragma once
@@ -56,7 +57,7 @@ class Pool {
 
   struct Counts {
     uint64_t phases = 0;   // shared with helpers
-    uint64_t stalls = 0;   // waits longer than kStall
+    uint64_t stalls = 0;   // waits for helpers that had lost their cores
     uint64_t alone = 0;    // phases run by the caller alone because of an earlier stall
   };
   Counts counts() const;
