@@ -9,10 +9,12 @@ namespace headway {
 
 // ---- int8 activations -------------------------------------------------------------------------------------------
 // Columns in blocks of 32, each block of each row with its own scale sx = max|x| / 127, codes -127..127. `parts` is
-// 1, or 2 where weights have groups of 16 and need sums of half blocks.
-//   codes  int8  [block][8 quads][row][4]
-//   meta   4 B   [block][1 + 2 parts][row]:  sx;  sx * sum of codes, one per part;  sum of codes, per part (all float)
+// 1, or 2 where weights have groups of 16 and need sums of half blocks. Rows in panels of 16 (the last may have fewer),
+// so that a quad of a panel is one cache line and a kernel reads a panel as one stream.
+//   codes  int8  [panel][block][8 quads][row][4]
+//   meta   4 B   [panel][block][1 + 2 parts][row]:  sx;  sx * sum of codes, one per part;  sum of codes, per part (float)
 // A block with an activation that is not finite has sx = NaN. One smaller than 2^-100 throughout counts as zero.
+constexpr int64_t kPanelRows = 16;
 static inline size_t int8_codes_bytes(int64_t rows, int64_t blocks) {
   return ((size_t)rows * (size_t)blocks * 32 + 63) / 64 * 64;
 }
@@ -79,10 +81,11 @@ struct AttendArgs {
   float* o;                  // [rows][padded_dim]
   float* scratch;            // attend_scratch_floats(shape, rows)
 };
+constexpr int64_t kFewRows = 8;  // more are scored together before they are summed together
 static inline size_t attend_scratch_floats(const PageShape* s, int64_t rows) {
-  const size_t widened = s->store == kPageF16 ? page_head_elements(s) : 0;
-  const size_t queries = s->store == kPageInt8 ? (size_t)(rows * (page_quads(s) + 4)) : 0;
-  return widened + queries + 4 * kPageTokens;
+  if (s->store == kPageInt8) return (size_t)(rows * (page_quads(s) + 4)) + 4 * kPageTokens;
+  if (rows <= kFewRows) return 4 * kPageTokens;
+  return (size_t)(rows * kPageTokens + (rows + 15) / 16 * 16 + s->padded_dim * kPageTokens);
 }
 
 // ---- convolution ------------------------------------------------------------------------------------------------

@@ -134,6 +134,9 @@ HEADWAY_INLINE bool any_nan(F x) {
   return _mm256_movemask_ps(bad) != 0;
 }
 
+// Out of the registers, of which there are too few: the compiler would rather spill what the next loop sums.
+HEADWAY_INLINE void park(F& x) { __asm__ volatile("" : "+m"(x.a), "+m"(x.b)); }
+
 typedef int32_t Quad __attribute__((may_alias, aligned(1)));
 
 struct Codes {
@@ -167,30 +170,45 @@ HEADWAY_INLINE Codes choose(uint8_t m, Codes yes, Codes no) {
           _mm256_or_si256(_mm256_and_si256(v, yes.b), _mm256_andnot_si256(v, no.b))};
 }
 
+// Intrinsics would have the compiler copy sums from register to register, and to the stack, in every turn of a loop.
+HEADWAY_INLINE void add_product(__m256i& sum, __m256i codes, __m256i x) {
+  __m256i product;
+  __asm__("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0" : "+x"(sum), "=&x"(product) : "x"(codes), "x"(x));
+}
+
 // 4-bit codes: at most 8 quads x 2 x 15 x 128 = 30,720, so a block of 32 columns is summed in int16.
 template <int BITS> struct Dot {
+  static constexpr int halves = 1;  // passes over a block, each over some of the 16 rows
   __m256i a = _mm256_setzero_si256(), b = _mm256_setzero_si256();
   HEADWAY_INLINE void init(Dot& d) { d.a = d.b = _mm256_setzero_si256(); }
   HEADWAY_INLINE void add(Dot& d, Codes c, const int8_t* quad) {
     const __m256i x = _mm256_set1_epi32(*(const Quad*)quad);
-    d.a = _mm256_add_epi16(d.a, _mm256_maddubs_epi16(c.a, x));
-    d.b = _mm256_add_epi16(d.b, _mm256_maddubs_epi16(c.b, x));
+    add_product(d.a, c.a, x);
+    add_product(d.b, c.b, x);
   }
+  template <int> HEADWAY_INLINE void add_half(Dot& d, Codes c, const int8_t* quad) { add(d, c, quad); }
   HEADWAY_INLINE I total(const Dot& d) {
     const __m256i one = _mm256_set1_epi16(1);
     return {_mm256_madd_epi16(d.a, one), _mm256_madd_epi16(d.b, one)};
   }
 };
-// 8-bit codes would saturate: low and high halves apart, joined at the end.
+// 8-bit codes would saturate: low and high nibbles apart, joined at the end. Both of all rows would need more registers
+// than there are.
 template <> struct Dot<8> {
+  static constexpr int halves = 2;
   Dot<4> lo, hi;
   HEADWAY_INLINE void init(Dot& d) {
     Dot<4>::init(d.lo);
     Dot<4>::init(d.hi);
   }
+  template <int H> HEADWAY_INLINE void add_half(Dot& d, Codes c, const int8_t* quad) {
+    const __m256i x = _mm256_set1_epi32(*(const Quad*)quad);
+    add_product(H ? d.lo.b : d.lo.a, H ? low(c).b : low(c).a, x);
+    add_product(H ? d.hi.b : d.hi.a, H ? high(c).b : high(c).a, x);
+  }
   HEADWAY_INLINE void add(Dot& d, Codes c, const int8_t* quad) {
-    Dot<4>::add(d.lo, low(c), quad);
-    Dot<4>::add(d.hi, high(c), quad);
+    add_half<0>(d, c, quad);
+    add_half<1>(d, c, quad);
   }
   HEADWAY_INLINE I total(const Dot& d) {
     const __m256i one = _mm256_set1_epi16(1), sixteen = _mm256_set1_epi16(16);
@@ -219,9 +237,10 @@ constexpr int kDenseTiles = 4;
 constexpr int kPaneTiles = 1;
 constexpr int kPaneColumns = 6;
 constexpr int kTileColumns = 6;
+constexpr int kUnpackedQuads = 8;
 constexpr int kIntColumns = 4;
 constexpr int kKeyVectors = 1;
-constexpr int kQueryRows = 4;
+constexpr int kQueryRows = 6;
 
 }  // namespace
 }  // namespace headway

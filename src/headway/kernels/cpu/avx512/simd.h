@@ -103,14 +103,18 @@ HEADWAY_INLINE Codes choose(uint8_t m, Codes yes, Codes no) {
   return {_mm512_ternarylogic_epi32(_mm512_set1_epi8((char)m), yes.v, no.v, 0xca)};
 }
 
+HEADWAY_INLINE void park(F&) {}  // registers suffice
+
 // Sums over a block of at most 32 columns; BITS tells how large a code can be.
 template <int BITS> struct Dot {
+  static constexpr int halves = 1;
   __m512i v = _mm512_setzero_si512();
   HEADWAY_INLINE void init(Dot& d) { d.v = _mm512_setzero_si512(); }
   HEADWAY_INLINE void add(Dot& d, Codes c, const int8_t* quad) {
     // The intrinsic would broadcast with an instruction of its own.
     __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(d.v) : "v"(c.v), "m"(*(const Quad*)quad));
   }
+  template <int> HEADWAY_INLINE void add_half(Dot& d, Codes c, const int8_t* quad) { add(d, c, quad); }
   HEADWAY_INLINE I total(const Dot& d) { return {d.v}; }
 };
 
@@ -128,9 +132,10 @@ constexpr int kDenseTiles = 4;     // row tiles one dense GEMV takes at once
 constexpr int kPaneTiles = 2;      // row tiles and activation rows of one dense GEMM block
 constexpr int kPaneColumns = 12;
 constexpr int kTileColumns = 24;   // the same of a tile alone
+constexpr int kUnpackedQuads = 1;  // quads of an unpacked tile that one turn of the loop takes
 constexpr int kIntColumns = 8;     // activation rows one integer register block takes
 constexpr int kKeyVectors = 4;     // vectors of 16 keys scored at once
-constexpr int kQueryRows = 4;      // query rows scored at once
+constexpr int kQueryRows = 4;      // query rows scored at once, where there are many
 
 }  // namespace
 }  // namespace headway

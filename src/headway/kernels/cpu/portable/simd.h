@@ -223,13 +223,17 @@ HEADWAY_INLINE Codes choose(uint8_t m, const Codes& yes, Codes no) {
   return no;
 }
 
+HEADWAY_INLINE void park(F&) {}  // registers suffice
+
 template <int BITS> struct Dot {
+  static constexpr int halves = 1;
   int32_t v[16];
   HEADWAY_INLINE void init(Dot& d) { memset(d.v, 0, sizeof d.v); }
   HEADWAY_INLINE void add(Dot& d, const Codes& c, const int8_t* quad) {
     for (int r = 0; r < 16; ++r)
       d.v[r] += c.v[4 * r] * quad[0] + c.v[4 * r + 1] * quad[1] + c.v[4 * r + 2] * quad[2] + c.v[4 * r + 3] * quad[3];
   }
+  template <int> HEADWAY_INLINE void add_half(Dot& d, const Codes& c, const int8_t* quad) { add(d, c, quad); }
   HEADWAY_INLINE I total(const Dot& d) {
     I a;
     memcpy(&a, d.v, sizeof a);
@@ -249,6 +253,7 @@ constexpr int kDenseTiles = 1;
 constexpr int kPaneTiles = 1;
 constexpr int kPaneColumns = 4;
 constexpr int kTileColumns = 4;
+constexpr int kUnpackedQuads = 1;  // quads of an unpacked tile that one turn of the loop takes
 constexpr int kIntColumns = 4;
 constexpr int kKeyVectors = 1;
 constexpr int kQueryRows = 4;
