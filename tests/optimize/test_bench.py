@@ -15,6 +15,7 @@ from headway.core.errors import BadInput
 from headway.core.ledger import Ledger
 from headway.optimize.api import machine
 from headway.optimize.bench import Load, bench
+from headway.optimize.engines.transformers_eager import make as transformers_engines
 
 
 @pytest.fixture
@@ -47,6 +48,25 @@ def test_engines_decode_the_same_tokens(tiny: Path) -> None:
     tokens = np.array([1, 5, 9, 2])
     torch_model = model.with_runtime("torch")
     assert np.allclose(model.logits(tokens), torch_model.logits(tokens), rtol=1e-4, atol=1e-4)
+
+
+def test_transformers_predicts_what_the_exact_network_does(tiny: Path) -> None:
+    model = headway.load(str(tiny)).with_runtime("exact")
+    (engine,) = transformers_engines(model, "", threads=1)
+    part = np.random.default_rng(0).integers(0, model.architecture.vocab, 24)
+    (found,) = [logits for _, logits in engine.predictions(part)]
+    assert np.allclose(found, model.logits(part)[:-1], rtol=1e-4, atol=1e-4)
+    repeat = engine.decode(part, batch=2, depth=8)
+    repeat()
+    repeat()  # back at the same depth: the cache was cut
+
+
+def test_recipes_beside_the_first_are_timed_and_scored(tiny: Path) -> None:
+    model = headway.load(str(tiny))
+    beside = {"headway:int8": headway.apply("int8", model, threads=1)}
+    rows = bench(model, machine(), beside=beside, load=Load(prefill=16, context=8, windows=1), rounds=2).rows
+    assert [row["engine"] for row in rows] == ["headway", "headway:int8"]
+    assert rows[1]["size_bytes"] < rows[0]["size_bytes"] and rows[1]["kl"] > 0
 
 
 def test_what_cannot_be_timed_is_refused(tiny: Path) -> None:

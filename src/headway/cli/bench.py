@@ -19,8 +19,8 @@ def command(
         str,
         typer.Option(
             "--against",
-            help="Peers: llama.cpp, llama.cpp:Q4_0, llama.cpp:all, torch, torch:bf16; of a module: torch, onnxruntime. "
-            "Comma-separated.",
+            help="Peers: llama.cpp, llama.cpp:Q4_0, llama.cpp:all, torch, torch:bf16, transformers; of a module: "
+            "torch, onnxruntime. Comma-separated.",
         ),
     ] = "",
     prefill: Annotated[int, typer.Option("--prefill", min=1, max=1 << 20, help="Prompt tokens.")] = 512,

@@ -137,6 +137,7 @@ def bench(
     *,
     against: Sequence[str] = (),
     original: LanguageModel | None = None,
+    beside: Mapping[str, LanguageModel] | None = None,
     load: Load | None = None,
     threads: int = 1,
     seed: int = 0,
@@ -145,14 +146,16 @@ def bench(
 ) -> BenchResult:
     """Time engines arm against arm: Headway twice (the noise floor), and every peer.
 
-    `original`: the unmodified model, which peers run and quality is relative to (default: `model`).
+    `original`: the unmodified model, which peers run and quality is relative to (default: `model`). `beside`: the same
+    model with other recipes, by names of their own.
     Raises `BadInput` for an unknown peer and for sizes beyond the model's context.
     """
     load, original = load or Load(), original or model
     check(against, model.task)
     load.check(model)
     ours = HeadwayEngine(model.with_runtime("native", threads))
-    engines: list[Engine] = [ours, *peers(against, original, threads)]
+    others = [HeadwayEngine(other.with_runtime("native", threads), name) for name, other in (beside or {}).items()]
+    engines: list[Engine] = [ours, *others, *peers(against, original, threads)]
     evidence = Evidence.begin("bench", model.name, target, seed, threads)
     evidence.model = {"name": model.name, "fingerprint": model.fingerprint()}
     run = _Run(engines, evidence, seed, rounds, progress or Progress())

@@ -11,7 +11,11 @@ from headway.core.model import Model
 from headway.optimize.engines.base import DECODED, Engine
 from headway.optimize.engines.native import HeadwayEngine
 
-PEERS = {"llama.cpp": "headway.optimize.engines.llama_cpp", "torch": "headway.optimize.engines.torch_eager"}
+PEERS = {
+    "llama.cpp": "headway.optimize.engines.llama_cpp",
+    "torch": "headway.optimize.engines.torch_eager",
+    "transformers": "headway.optimize.engines.transformers_eager",
+}
 """Of language models: name -> the module, imported on demand, whose `make(model, variant, threads)` gives engines."""
 
 MODULE_PEERS = {
