@@ -1,0 +1,1 @@
+"""The one trainer: low-rank adapters of a frozen network, in windows of tokens that can stop anywhere."""
