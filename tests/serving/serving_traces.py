@@ -14,6 +14,7 @@ from headway.serving.schedulers.base import Limits, Scheduler
 from headway.serving.simulator import OneLane, Setting, simulate
 from headway.serving.state import State
 from headway.serving.trace import Trace
+from headway.serving.tuning import Tuning
 
 COST = IterationTime((0, 8, 64), (0.01, 0.01, 0.08), 1e-6, 1e-6, 1e-5, 1e-5)
 SCHEDULERS = sorted(slug for slug, entry in systems().items() if entry.card.slot == "scheduler")
@@ -52,12 +53,14 @@ SETTINGS = st.builds(
 )
 
 
-def run(trace: Trace, made: Scheduler, setting: Setting, log: list[Any] | None = None) -> Outcome:
+def run(
+    trace: Trace, made: Scheduler, setting: Setting, log: list[Any] | None = None, tuning: Tuning | None = None
+) -> Outcome:
     """Simulate, checking after each event that no page is lost and that everything is bounded."""
 
     def check(now: float, state: State) -> None:
         cached = state.cached_pages
-        assert state.held_pages >= 0 and state.held_pages + cached <= state.total_pages
+        assert state.held_pages >= 0 and state.held_pages + cached + state.lent <= state.total_pages
         assert 0 <= state.free_pages <= state.total_pages
         assert state.seqs <= setting.limits.max_seqs
         holders = state.holders
@@ -68,4 +71,4 @@ def run(trace: Trace, made: Scheduler, setting: Setting, log: list[Any] | None =
         if log is not None:
             log.append((now, len(state.waiting), state.seqs, state.free_pages))
 
-    return simulate(trace, made, OneLane(COST), setting, watch=check)
+    return simulate(trace, made, OneLane(COST), setting, watch=check, tuning=tuning)

@@ -27,6 +27,7 @@ from headway.serving.prefix import PrefixTree
 from headway.serving.request import Event, Logprobs, Request
 from headway.serving.schedulers.base import ALL, SLO, Batch, Limits, Scheduler
 from headway.serving.state import State
+from headway.serving.tuning import Tuning
 
 
 @dataclass(slots=True)
@@ -99,11 +100,17 @@ class Engine:
         prefix: bool = True,
         order: Callable[[Job, float], float] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        tuning: Tuning | None = None,
     ) -> None:
-        """pages: of 64 tokens (`PAGE_TOKENS`). Raises `BadInput` for a model that does not run natively."""
+        """pages: of 64 tokens (`PAGE_TOKENS`). tuning: a training job to run beside the requests.
+
+        Raises `BadInput` for a model that does not run natively, and a scheduler that leaves a job no time.
+        """
         runtime = model.runtime
         if not isinstance(runtime, NativeRuntime):
             raise BadInput(f"{model.name} runs on {model.runtime_kind}", "serve it with the native runtime")
+        if tuning is not None and not scheduler.tunes:
+            raise BadInput(f"{type(scheduler).__name__} gives a training job no time", "put flexllm into the recipe")
         self.model, self.runtime, self.scheduler = model, runtime, scheduler
         base = limits or Limits()
         longest = min(base.max_len, model.architecture.context)
@@ -117,9 +124,11 @@ class Engine:
             PrefixTree() if prefix else None,
             self,
             order,
+            tuning,
         )
         self.steps = 0
         self.rows = 0
+        self.trained = 0
         self.clock = clock
         self._answers: dict[int, _Answer] = {}
         self._ids = 0
@@ -162,7 +171,13 @@ class Engine:
 
     @property
     def busy(self) -> bool:
+        """Whether any request is not over."""
         return bool(self._answers)
+
+    @property
+    def active(self) -> bool:
+        """Whether a step may have something to do: requests, or a training job."""
+        return self.busy or self.state.active
 
     def job(self, id: int) -> Job | None:
         """A request that is not over."""
@@ -172,14 +187,16 @@ class Engine:
     # One step
 
     def step(self) -> list[Event]:
-        """Run until one batch is done (or nothing can run); what came of it. `rows` then counts what was computed."""
+        """Run until one batch is done (or nothing can run); what came of it.
+
+        `rows` then counts what was computed for requests, `trained` the pieces of training done.
+        """
         events: list[Event] = []
-        self.rows = 0
+        self.rows = self.trained = 0
         self._cancel(events)
         for forward in self._plan(events):
             if self._lanes is None:
-                logits = self.runtime.step(forward.sessions, forward.pieces, wanted=forward.wanted)
-                self._complete(forward, logits, events)
+                self._complete(forward, self._run(forward), events)
             else:
                 self._running[self._lanes.submit(forward)] = forward
         if self._running:
@@ -189,10 +206,21 @@ class Engine:
         self.steps += 1
         return events
 
+    def _run(self, forward: _Forward) -> F32:
+        """The forward pass, and the training beside it."""
+        logits = np.empty((0, self.model.architecture.vocab), np.float32)
+        if forward.answers:
+            logits = self.runtime.step(forward.sessions, forward.pieces, wanted=forward.wanted)
+        if forward.batch.extra:
+            assert self.state.tuning is not None
+            self.state.tuning.run(forward.batch.extra)
+            self.trained = len(forward.batch.extra)
+        return logits
+
     def _plan(self, events: list[Event]) -> list[_Forward]:
         """Ask the scheduler until every lane runs or it has nothing for those that are idle."""
         state, started = self.state, []
-        while state.idle and state.busy:
+        while state.idle and state.active:
             state.look(self.clock())
             plan = self.scheduler.decide(state)
             if not plan:

@@ -82,7 +82,7 @@ def replay(
                 else:
                     record.rejected += 1
                 upcoming += 1
-            if not engine.busy:
+            if not engine.active:
                 time.sleep(max(arrivals[upcoming] - (engine.clock() - start), 0.0))
                 continue
             begin = engine.clock()

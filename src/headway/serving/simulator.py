@@ -18,6 +18,7 @@ from headway.serving.prefix import PrefixTree
 from headway.serving.schedulers.base import SLO, Batch, Limits, Scheduler, load_of
 from headway.serving.state import State
 from headway.serving.trace import Trace
+from headway.serving.tuning import Tuning, TuningTime
 
 FLUSH = 1 << 16
 
@@ -44,6 +45,11 @@ class OneLane:
 class _Flight:
     batch: Batch
     load: Load
+    """Of its requests."""
+    whole: Load
+    """With the training tokens that join the same pass."""
+    added: float
+    """Seconds of training after that pass."""
     left: float = 1.0
     """Share of the batch still to do at `since`."""
     since: float = 0.0
@@ -78,14 +84,18 @@ class Instance:
         setting: Setting,
         record: Outcome,
         cost: IterationTime | None = None,
+        tuning: Tuning | None = None,
+        tuning_cost: TuningTime | None = None,
     ) -> None:
         """record: takes what happens; a fleet's instances share one, as long as no two of its jobs share an id.
         cost: what the scheduler believes; by default the device's own, which flatters a scheduler that plans with it.
+        tuning: a training job beside the requests; tuning_cost: what its pieces really take, by default `tuning.cost`.
         """
         believed = cost if cost is not None else getattr(device, "cost", None)
         if believed is None:
             raise TypeError("give the cost that the scheduler believes")
         self.scheduler, self.device, self.setting, self.record = scheduler, device, setting, record
+        self.tuning, self.tuning_cost = tuning, tuning_cost
         self.state = State(
             setting.pages,
             setting.page_tokens,
@@ -95,6 +105,7 @@ class Instance:
             scheduler.lanes,
             PrefixTree() if setting.prefix else None,
             order=setting.order,
+            tuning=tuning,
         )
         self.end = float("inf")
         self._lane = ""
@@ -115,6 +126,9 @@ class Instance:
         flight = self._flights.pop(self._lane)
         ended = state.complete(self._lane, flight.batch, now)
         record.batch(now, flight.load, flight.seconds)
+        if flight.batch.extra:
+            assert self.tuning is not None
+            self.tuning.run(flight.batch.extra)
         for job in ended:
             record.end(job)
         if len(state.gaps) > FLUSH:
@@ -125,7 +139,7 @@ class Instance:
     def start(self, now: float) -> list[Job]:
         """Ask the scheduler for batches for the lanes that are idle; the requests that it ended or rejected."""
         state, over = self.state, []
-        while state.idle and state.busy:
+        while state.idle and state.active:
             state.look(now)
             plan = self.scheduler.decide(state)
             if not plan:
@@ -136,23 +150,32 @@ class Instance:
             if plan.shares is not None:
                 self._shares = plan.shares
             for name, batch in plan.lanes.items():
-                self._flights[name] = _Flight(batch, load_of(batch, state), since=now)
+                self._flights[name] = self._flight(batch, now)
             if plan.lanes or plan.shares is not None:
                 self._retime(now)
         return over
+
+    def _flight(self, batch: Batch, now: float) -> _Flight:
+        load = load_of(batch, self.state)
+        whole, added = load, 0.0
+        if batch.extra:
+            assert self.tuning is not None
+            cost = self.tuning_cost or self.tuning.cost
+            whole, added = cost.split(load, self.tuning.position, batch.extra)
+        return _Flight(batch, load, whole, added, since=now)
 
     def _retime(self, now: float) -> None:
         """What runs has changed: note how far each batch is, and how long it takes from now on."""
         self._lane, self.end = "", float("inf")
         if not self._flights:
             return
-        loads = {name: flight.load for name, flight in self._flights.items()}
+        loads = {name: flight.whole for name, flight in self._flights.items() if flight.whole.tokens}
         seconds = self.device.seconds(loads, self._shares)
         for name, flight in self._flights.items():
             if flight.seconds > 0:
                 flight.left = max(flight.left - (now - flight.since) / flight.seconds, 0.0)
             flight.since = now
-            flight.seconds = max(seconds[name], 1e-9)
+            flight.seconds = max(seconds.get(name, 0.0) + flight.added, 1e-9)
             if not isfinite(flight.seconds):
                 raise ValueError("a device gave a time that is no number")
             if flight.end < self.end:
@@ -168,13 +191,16 @@ def simulate(
     cost: IterationTime | None = None,
     until: float = float("inf"),
     watch: Callable[[float, State], Any] | None = None,
+    tuning: Tuning | None = None,
+    tuning_cost: TuningTime | None = None,
 ) -> Outcome:
-    """Run a trace to its end, or to `until` seconds, on one engine. cost: see `Instance`.
+    """Run a trace to its end, or to `until` seconds, on one engine. cost, tuning, tuning_cost: see `Instance`.
 
+    A training job that is not over when the last request is stays where it is.
     watch: called after each event with the time and the state (tests, pictures).
     """
     record = Outcome.begin(trace)
-    instance = Instance(scheduler, device, setting, record, cost)
+    instance = Instance(scheduler, device, setting, record, cost, tuning, tuning_cost)
     state = instance.state
     arrivals, prompts, outputs = trace.arrival.tolist(), trace.prompt.tolist(), trace.output.tolist()
     count, upcoming, now = len(trace), 0, 0.0
@@ -183,7 +209,7 @@ def simulate(
     while True:
         ends = instance.end <= next_arrival
         at = instance.end if ends else next_arrival
-        if at > until or at == float("inf"):
+        if at > until or at == float("inf") or (upcoming == count and not state.busy):
             break
         now = at
         if ends:

@@ -1,7 +1,7 @@
 """`State`: who waits, who runs, who holds which pages. The engine and the simulator both keep their books here.
 
-It is also what a scheduler sees (`View`). Every page is free, held by a request or cached in the prefix tree, and their
-sum never changes.
+It is also what a scheduler sees (`View`). Every page is free, held by a request, lent to training or cached in the
+prefix tree, and their sum never changes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from headway.serving.decoding import Decoding
 from headway.serving.job import DECODE, DONE, PREFILL, WAITING, Job
 from headway.serving.prefix import Node, PrefixTree
 from headway.serving.schedulers.base import ALL, SLO, Batch, Limits, Plan
+from headway.serving.tuning import Tuning
 
 LOOK_AHEAD = 16
 """Waiting requests whose prefix is looked up again when the tree has changed."""
@@ -69,13 +70,15 @@ class State:
         prefix: PrefixTree | None = None,
         owner: PageOwner | None = None,
         order: Callable[[Job, float], float] | None = None,
+        tuning: Tuning | None = None,
     ) -> None:
-        """order: smaller is served first (now is given); None: as they came."""
+        """order: smaller is served first (now is given); None: as they came. tuning: a job beside inference."""
         if pages < 1 or page_tokens < 1:
             raise BadInput(f"{pages} pages of {page_tokens} tokens", "give at least one of each")
         self.total_pages, self.page_tokens = pages, page_tokens
         self.cost, self.limits, self.slo = cost, limits or Limits(), slo or SLO()
-        self.prefix = prefix
+        self.prefix, self.tuning = prefix, tuning
+        self.lent = 0
         self.now = 0.0
         self.decoding = Decoding(page_tokens)
         self.idle = frozenset(lanes)
@@ -128,13 +131,18 @@ class State:
         return bool(self._waiting or self._prefilling or self._late or self.decoding.count)
 
     @property
+    def active(self) -> bool:
+        """Whether there is anything to decide: a request, or a training job that runs or holds pages."""
+        return self.busy or (self.tuning is not None and (not self.tuning.over or self.lent > 0))
+
+    @property
     def cached_pages(self) -> int:
         return self.prefix.pages if self.prefix else 0
 
     @property
     def held_pages(self) -> int:
         """Pages of requests that are not in the tree."""
-        return self.total_pages - self._free - self.cached_pages
+        return self.total_pages - self._free - self.cached_pages - self.lent
 
     # What happens to it
 
@@ -170,9 +178,13 @@ class State:
             over.append(self._finish(job, "length"))
         for job in reversed(plan.preempt):
             self._preempt(job)
+        if plan.lend is not None:
+            self._lend(plan.lend)
         for lane, batch in plan.lanes.items():
             if lane not in self.idle:
                 raise ValueError(f"lane {lane} is not idle")
+            if batch.extra and self.tuning is None:
+                raise ValueError("training without a job")
             self._start(batch)
             self.idle -= {lane}
         return over
@@ -259,6 +271,16 @@ class State:
         if count > self._free:
             raise ValueError(f"{count} pages asked of {self._free}")
         self._free -= count
+
+    def _lend(self, pages: int) -> None:
+        """What the training job holds from now on."""
+        if pages > self.lent:
+            self._take(pages - self.lent)
+        else:
+            self._free += self.lent - pages
+        self.lent = pages
+        if not pages and self.tuning is not None:
+            self.tuning.drop()
 
     def _match(self, job: Job) -> None:
         if self.prefix is None or not job.keys:

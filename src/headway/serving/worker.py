@@ -59,7 +59,7 @@ class _Worker:
                 self._take(to_model.decode(body))
             if self._compiling:
                 self._look_at_schemas()
-            if not engine.busy and not self._refused:
+            if not engine.active and not self._refused:
                 patience = STUCK_S if self._compiling else None
                 continue
             begin = time.perf_counter()
@@ -67,7 +67,7 @@ class _Worker:
             seconds = time.perf_counter() - begin
             tokens = [*self._refused, *map(self._told, events)]
             self._refused.clear()
-            patience = 0.0 if engine.rows or events else STUCK_S
+            patience = 0.0 if engine.rows or engine.trained or events else STUCK_S
             self._channel.send(Stepped(tokens, self._stats(seconds)))
 
     def _take(self, message: Submit | Cancel | Embed) -> None:

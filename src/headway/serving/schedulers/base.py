@@ -9,13 +9,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 from headway.core.model import Model
 from headway.core.system import YES, Context, Costs, Policy, Settings, Verdict, no
 from headway.core.target import Target
 from headway.hardware.iteration_time import IterationTime, Load
 from headway.serving.job import Job
+from headway.training.position import Piece
+
+if TYPE_CHECKING:
+    from headway.serving.tuning import Tuning
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,16 @@ class View(Protocol):
         """Lanes that can take a batch now."""
         ...
 
+    @property
+    def tuning(self) -> Tuning | None:
+        """A training job beside inference."""
+        ...
+
+    @property
+    def lent(self) -> int:
+        """Pages that the training job holds."""
+        ...
+
     def pages_for(self, job: Job, tokens: int) -> int:
         """Pages to find so that `job`, which waits, can hold its first `tokens` tokens."""
         ...
@@ -138,8 +152,8 @@ class Batch:
 
     chunks: list[Chunk] = field(default_factory=list)
     decode: Literal["all"] | Sequence[Job] = ()
-    extra: tuple[Any, ...] = ()
-    """Work beside inference, which the lane's owner knows how to run."""
+    extra: tuple[Piece, ...] = ()
+    """Pieces of the training job, in their order, after the forward pass."""
 
     def __bool__(self) -> bool:
         return bool(self.chunks) or bool(self.decode) or bool(self.extra)
@@ -158,9 +172,11 @@ class Plan:
     """Give their pages back and compute them again later; the first one is served next."""
     shares: dict[str, float] | None = None
     """Share of the machine's compute by lane; None: as before."""
+    lend: int | None = None
+    """Pages that the training job holds from now on (0: its sequence in work is dropped); None: as before."""
 
     def __bool__(self) -> bool:
-        return bool(self.lanes) or bool(self.reject) or bool(self.end) or bool(self.preempt)
+        return any((self.lanes, self.reject, self.end, self.preempt, self.lend is not None))
 
 
 MAIN = "main"
@@ -171,10 +187,15 @@ class Scheduler(ABC):
 
     lanes: tuple[str, ...] = (MAIN,)
     """Lanes whose batches run at the same time over one set of weights and pages."""
+    tunes: bool = False
+    """Whether it gives a training job any work."""
 
     @abstractmethod
     def decide(self, view: View) -> Plan:
-        """Called while a lane is idle and a request is there. An empty plan waits for the next event."""
+        """Called while a lane is idle and a request, or a training job, is there.
+
+        An empty plan waits for the next event.
+        """
 
 
 def load_of(batch: Batch, view: View) -> Load:
