@@ -68,11 +68,13 @@ class LaneTime:
     attention: Speed = field(default_factory=Speed)
     attention_demand: float = 0.5
     linear_demand: float = 0.0
+    overhead_s: float = 0.0
+    """Seconds of a pass that no share changes (part of what `cost` says of one token)."""
 
     def operators(self, load: Load) -> Operators:
         cost = self.cost
-        linear = cost.linear(load.tokens) + cost.row * load.sampled
-        memory = cost.linear(1)
+        linear = cost.linear(load.tokens) - self.overhead_s + cost.row * load.sampled
+        memory = cost.linear(1) - self.overhead_s
         slope = (cost.linear(2 * MANY) - cost.linear(MANY)) / MANY
         return Operators(
             linear,
@@ -80,7 +82,7 @@ class LaneTime:
             memory,
             cost.chunk * load.chunk_work,
             cost.decode * load.decode_context,
-            cost.sequence * load.sequences,
+            self.overhead_s + cost.sequence * load.sequences,
         )
 
     def alone(self, load: Load, share: float) -> float:
@@ -89,7 +91,10 @@ class LaneTime:
 
     def both(self, prefill: Load, decode: Load, share: float) -> tuple[float, float]:
         """Seconds of (a lane of prompts with `share`, a lane of decodes with the rest) at the same time."""
-        first, second = self.operators(prefill), self.operators(decode)
+        return self.shared(self.operators(prefill), self.operators(decode), share)
+
+    def shared(self, first: Operators, second: Operators, share: float) -> tuple[float, float]:
+        """As `both`, for operators already known."""
         time = self._seconds(first, share, 1.0)
         alone = self._seconds(second, 1.0 - share, 1.0)
         demand = min((second.linear_memory + second.cache) / max(alone, 1e-12), 1.0)
@@ -151,7 +156,9 @@ def fit_lanes(cost: IterationTime, samples: Sequence[Sample]) -> LaneTime:
         raise BadInput("no pass was measured on a part of the machine", "measure shares below 1")
     model = LaneTime(cost, attention_demand=0.0, linear_demand=0.0)
     speeds = [Speed(knee, gain) for knee in np.linspace(0.1, 1.0, 10) for gain in np.linspace(0.0, 1.0, 11)]
+    overheads = [float(part) * cost.linear(1) for part in np.linspace(0.0, 0.8, 9)]
     for _ in range(2):
+        model = _best([replace(model, overhead_s=overhead) for overhead in overheads], alone)
         for name in ("compute", "memory", "attention"):
             model = _best([replace(model, **{name: speed}) for speed in speeds], alone)
     demands = np.linspace(0.0, 1.0, 21)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from headway.core.errors import BadInput
 from headway.serving.outcome import Outcome
 from headway.serving.schedulers.base import SLO
@@ -39,6 +41,22 @@ def limits_hold(outcome: Outcome, slo: SLO) -> bool:
     if slo.tpot_s is not None and outcome.tpot_quantile(slo.quantile) > slo.tpot_s:
         return False
     return slo.ttft_s is None or outcome.ttft_quantile(slo.quantile) <= slo.ttft_s
+
+
+def attainment(outcome: Outcome, slo: SLO) -> float:
+    """Share of all requests that met both limits: the time to the first token, and the mean time between its tokens."""
+    between = (outcome.finish - outcome.ttft) / np.maximum(outcome.generated - 1, 1)
+    met = ~np.isnan(outcome.finish)
+    if slo.ttft_s is not None:
+        met &= outcome.ttft <= slo.ttft_s
+    if slo.tbt_s is not None:
+        met &= between <= slo.tbt_s
+    return float(met.mean())
+
+
+def attained(outcome: Outcome, slo: SLO) -> bool:
+    """Whether the SLO's share of the requests met both limits (goodput, as DistServe and semi-PD count it)."""
+    return attainment(outcome, slo) >= slo.quantile
 
 
 def capacity(

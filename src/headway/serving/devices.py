@@ -102,14 +102,22 @@ class Roofline:
         )
 
     def seconds(self, running: Mapping[str, Load], shares: Mapping[str, float]) -> Mapping[str, float]:
-        parts = compute_shares(running, shares)
         work = {lane: self.operators(load) for lane, load in running.items()}
+        parts = compute_shares(running, shares)
 
         def time(lane: str, crowd: float) -> float:
             share = parts[lane]
             pull = min(1.0, share / self.reach)
             return self.overhead_s + sum(max(c / share, m * max(crowd, 1.0 / pull)) for c, m in work[lane])
 
+        if len(running) == 2 and sum(shares[lane] for lane in running) > 1.0 and self.overhead_s:
+            # Shares that sum to more than 1 are caps: a lane is held to less only while the other really computes.
+            fair = dict(parts)
+            for _ in range(4):
+                busy = {lane: 1.0 - self.overhead_s / time(lane, 1.0) for lane in running}
+                for lane in running:
+                    taken = sum(busy.values()) - busy[lane]
+                    parts[lane] = shares[lane] * (1.0 - taken) + fair[lane] * taken
         alone = {lane: time(lane, 1.0) for lane in running}
         demand = sum(sum(m for _, m in work[lane]) / alone[lane] for lane in running)
         return alone if demand <= 1.0 else {lane: time(lane, demand) for lane in running}

@@ -136,6 +136,11 @@ class State:
         return self.busy or (self.tuning is not None and (not self.tuning.over or self.lent > 0))
 
     @property
+    def unused_pages(self) -> int:
+        """Pages with nothing in them."""
+        return self._free
+
+    @property
     def cached_pages(self) -> int:
         return self.prefix.pages if self.prefix else 0
 

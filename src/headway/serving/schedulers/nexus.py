@@ -3,7 +3,7 @@
 Nexus (2025). While pages are scarce the answers come first (they free pages), else the prompts: the one is made as fast
 as a slack on the other allows. Prompts are read shortest first with ageing, answers go on as they came. Open in the
 card, and decided here:
-- `beta="auto"` holds the limit on the time between tokens itself (1.3 times the fastest decode where none is set).
+- `beta="auto"` holds 0.9 of the limit on the time between tokens (1.3 times the fastest decode where none is set).
 - `alpha` is 4: a prompt's time grows as 1 / share, so a slack near 1 would leave the favoured lane nothing.
 - hysteresis: a move of `delta` or less is not made unless the mode changed (a quantum as large as `delta` would always
   pass "at least"); and none at all while a lane is idle, whose share is lent anyway.
@@ -42,6 +42,8 @@ SYSTEM = Card(
 FALLBACK_SLACK = 1.3
 GAIN = 0.01
 """An objective must fall by more than this share for a move that nothing demands."""
+HEADROOM = 0.9
+"""Of the limit on the time between tokens that a prediction may use: the model is some percent off."""
 AGEING = 0.1
 """`gamma="auto"`, in prefill rates."""
 
@@ -159,10 +161,11 @@ class Nexus(TwoLanes):
         if decode_first:
             limit = s.alpha * model.alone(prefill, 1.0)
         elif s.beta == "auto" and view.slo.tbt_s is not None:
-            limit = view.slo.tbt_s
+            limit = HEADROOM * view.slo.tbt_s
         else:
             limit = (FALLBACK_SLACK if s.beta == "auto" else s.beta) * model.alone(decode, 1.0)
-        objective = Objective(lambda r: model.both(prefill, decode, r), decode_first, limit)
+        first, second = model.operators(prefill), model.operators(decode)
+        objective = Objective(lambda r: model.shared(first, second, r), decode_first, limit)
         share = greedy(objective, self.share, s.quantum, decode_first)
         moved = abs(share - self.share)
         if moved > 1e-9 and (moved > s.delta + 1e-9 or decode_first != self._decode_first):

@@ -12,6 +12,7 @@ at its own iteration's end.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from itertools import islice
 from typing import Literal
@@ -42,6 +43,8 @@ AUTO_CHUNK = 2048
 TIGHT = 7.5
 """Limits where none are given, in latencies of a request alone (the paper's tight rule)."""
 RATIO_FIRST, RATIO_LEAST, RATIO_ITERATIONS = 0.7, 0.07, 600
+LOAD_WINDOWS = 4
+"""Windows over which arriving work is averaged: a burst is no overload."""
 LONGEST_ANSWER = 4096
 """Tokens beyond which an answer's limit says nothing of its length."""
 
@@ -148,8 +151,9 @@ class _Seen:
         self.iterations = 0
         self.prompt_s = 0.0
         self._began = 0.0
-        self._queue = 0  # requests that waited when the window began
+        self._backlog = 0.0  # seconds of work that waited when the window began
         self._launched = 0
+        self._arrived: deque[tuple[float, float]] = deque(maxlen=LOAD_WINDOWS)  # (work, length) of windows, in seconds
         self._reading: list[Job] = []
         self._first: list[Job] = []  # got their first token, no second yet
         self._due: list[Job] = []  # get their second with the decodes that run
@@ -193,18 +197,22 @@ class _Seen:
         """The window that ends now; the next one begins."""
         late = [(view.now - job.arrival, 1) for job in islice(view.waiting, 1024)]
         late = [wait for wait in late if wait[0] > ttft_limit]
-        arrived = max(self._launched + len(view.waiting) - self._queue, 0)
-        if self._work and self._launched:
+        backlog = sum(
+            view.cost(Load(job.left, job.left * (job.done + job.left / 2), 0, 0, 1, 1))
+            for job in islice(view.waiting, 1024)
+        )
+        if self._launched:
             self.prompt_s = sum(self._work) / self._launched
-        rate = arrived / max(view.now - self._began, 1e-9)
+        self._arrived.append((max(sum(self._work) + backlog - self._backlog, 0.0), view.now - self._began))
+        work, length = (sum(values) for values in zip(*self._arrived, strict=True))
         window = Window(
             split,
             _quantile(self._ttft + late, quantile),
             _quantile(self._gaps, quantile),
-            100.0 * rate * self.prompt_s,
+            100.0 * work / max(length, 1e-9),
         )
         self._ttft, self._gaps, self._work = [], [], []
-        self._began, self._queue, self._launched, self.iterations = view.now, len(view.waiting), 0, 0
+        self._began, self._backlog, self._launched, self.iterations = view.now, backlog, 0, 0
         return window
 
 
