@@ -16,6 +16,7 @@ from headway.core.progress import Progress, Task
 if TYPE_CHECKING:
     from headway.serving.http.server import Running
     from headway.serving.messages import Doing
+    from headway.serving.server_plan import ServerPlan
 
 MODEL_PROCESS = ["-m", "headway.optimize.served"]
 PACKAGES = ("msgspec", "uvicorn", "starlette", "httptools", "prometheus_client", "llguidance", "tokenizers")
@@ -23,9 +24,14 @@ PACKAGES = ("msgspec", "uvicorn", "starlette", "httptools", "prometheus_client",
 
 def command(
     session: Session,
-    models: Annotated[list[str], typer.Argument(help="MODEL...: language models, and embedders such as minilm-l6.")],
+    models: Annotated[
+        list[str] | None, typer.Argument(help="MODEL...: language models, and embedders such as minilm-l6.")
+    ] = None,
     recipe: Annotated[
         str | None, typer.Option("--recipe", help="Systems to apply first, a scheduler among them.")
+    ] = None,
+    plan: Annotated[
+        Path | None, typer.Option("--plan", help="A plan of headway plan serving, instead of MODEL and settings.")
     ] = None,
     budget: Annotated[str, typer.Option("--budget", help="'ttft<=300ms, latency<=60ms/token': what to hold.")] = "",
     host: Annotated[str, typer.Option("--host", help="Address to listen on; others than loopback need keys.")] = (
@@ -39,7 +45,9 @@ def command(
     max_batch_tokens: Annotated[
         int | None, typer.Option("--max-batch-tokens", min=1, max=1 << 20, help="Tokens of one iteration.")
     ] = None,
-    max_seqs: Annotated[int, typer.Option("--max-seqs", min=1, max=1024, help="Requests that run at once.")] = 32,
+    max_seqs: Annotated[
+        int | None, typer.Option("--max-seqs", min=1, max=1024, help="Requests that run at once; default 32.")
+    ] = None,
     kv_memory: Annotated[
         str | None, typer.Option("--kv-memory", help="For keys and values, e.g. 2GB; default: a share of what is free.")
     ] = None,
@@ -49,6 +57,7 @@ def command(
     drain: Annotated[str, typer.Option("--drain", help="How long open streams may go on after SIGTERM.")] = "30s",
 ) -> int:
     """Serve models over HTTP as OpenAI does, until SIGTERM or Ctrl-C; streams that are open then finish first."""
+    planned = _plan(plan, models, (recipe, budget or None, max_batch_tokens, max_seqs, kv_memory))
     _check_packages()
     from headway.core.budget import Budget
     from headway.core.recipe import Recipe
@@ -78,9 +87,14 @@ def command(
     )
     kv_bytes = None if kv_memory is None else int(_quantity(kv_memory, "--kv-memory", "bytes", "2GB"))
     setups = [
-        Setup(model, recipe, session.threads, session.seed, kv_bytes, max_batch_tokens, max_seqs, ttft, tbt)
-        for model in models
+        Setup(model, recipe, session.threads, session.seed, kv_bytes, max_batch_tokens, max_seqs or 32, ttft, tbt)
+        for model in models or ()
     ]
+    if planned is not None:
+        most, slo = planned.limits, planned.slo
+        held = slo.tbt_s or slo.tpot_s
+        steps, seed = planned.recipe, session.seed
+        setups = [Setup(planned.model, steps, most.threads, seed, most.kv_bytes, None, most.max_seqs, slo.ttft_s, held)]
     with ExitStack() as stack:
         shown = _Shown(session.progress, stack)
 
@@ -89,6 +103,22 @@ def command(
             _announce(session, running)
 
         return serve(setups, [sys.executable, *MODEL_PROCESS], options, tell=shown, ready=ready)
+
+
+def _plan(path: Path | None, models: list[str] | None, settings: tuple[object, ...]) -> ServerPlan | None:
+    """The plan to run, if one is given; raises `BadInput` for both a plan and what it holds, and for neither."""
+    from headway.optimize.api import read_steps
+    from headway.serving.server_plan import ServerPlan
+
+    if path is None:
+        if not models:
+            raise BadInput("serve: no MODEL", "name one, e.g. headway serve smollm2-135m, or give --plan FILE")
+        return None
+    if models or any(value is not None for value in settings):
+        raise BadInput("--plan says what to serve and how", "leave MODEL and the settings that a plan holds out")
+    found = ServerPlan.read(path)
+    read_steps(found.recipe)
+    return found
 
 
 def _announce(session: Session, running: Running) -> None:

@@ -305,7 +305,7 @@ def paper(evidence: Evidence, context: ProofContext) -> None:
 
 # ---- (c) planned fleets under load ---------------------------------------------------------------------------------
 
-FINE = Buckets((25, 50, 100, 200, 400, 800, 1600, 4000), (50, 100, 200, 300, 450, 700, 1200, 2000))
+FINE = Buckets((40, 100, 250, 800, 4000), (80, 200, 400, 2000))
 
 
 def machines(slo: SLO) -> dict[str, Machine]:

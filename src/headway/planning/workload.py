@@ -74,6 +74,20 @@ class Part(Problem):
         trace = self.source(count, folder, random)
         return trace.prompt, trace.output
 
+    def as_it_came(self, count: int, folder: Path, seed: int) -> Trace:
+        """The first `count` requests in the pattern of arrivals of their source; log-normals: Poisson, one a second."""
+        if self.trace is not None:
+            whole = read_csv(folder / self.trace)
+            found = Trace(whole.arrival[:count], whole.prompt[:count], whole.output[:count])
+        elif self.lengths is not None:
+            found = generate(self.lengths, count, 1.0, seed)
+        else:
+            return mixed([self], count, folder, seed)
+        return self._scaled(found)
+
+    def _scaled(self, trace: Trace) -> Trace:
+        return trace.scaled(self.factor, self.most_prompt or 1 << 30, self.most_output or 1 << 30)
+
     def source(self, count: int, folder: Path, random: np.random.Generator) -> Trace:
         """`count` requests of these sizes, at one per second."""
         if self.trace is not None:
@@ -86,7 +100,7 @@ class Part(Problem):
             assert self.prompt is not None and self.output is not None
             sizes = self.prompt.draw(count, random), self.output.draw(count, random)
             found = Trace(np.arange(count, dtype=float), *sizes)
-        return found.scaled(self.factor, self.most_prompt or 1 << 30, self.most_output or 1 << 30)
+        return self._scaled(found)
 
 
 def mixed(parts: list[Part], count: int, folder: Path, seed: int) -> Trace:
