@@ -178,7 +178,8 @@ class Layer:
     def attend(self, q: Tensor, low: int, kept: Kept) -> tuple[Tensor, Tensor]:
         """q (n, heads, head_dim), rotated -> attention's output (n, heads * head_dim), log-sum-exp (n, heads)."""
         s, outs, sums = self.sizes, [], []
-        for part in q.split(QUERIES):
+        for at in range(0, q.shape[0], QUERIES):
+            part = q[at : at + QUERIES]
             n = part.shape[0]
             scores, first = self._scores(self._grouped(part), low, kept)
             lse = scores.logsumexp(-1, keepdim=True)
@@ -239,8 +240,7 @@ class Layer:
         ]
         if not self.passes_on:
             return None
-        d_h = sum(parts[1:], parts[0])  # type: ignore[arg-type]
-        assert d_h is not None
+        d_h = torch.stack([part for part in parts if part is not None]).sum(0)
         return d_mid + norm_backward(rows["x_in"], block.attention_norm, s.norm_eps, d_h)
 
     def linear_backward(

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from headway.core.errors import BadInput
-from headway.core.files import atomic_write_json, make_folder, read_json, write_file
+from headway.core.files import atomic_write_bytes, atomic_write_json, make_folder, read_json
 from headway.training.stack import LINEARS, Stack
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -92,7 +92,7 @@ class Adapters:
         return Adapters(self.settings, {site: pair.copy() for site, pair in self.pairs.items()})
 
     def save(self, folder: str | Path, base: str = "") -> None:
-        """Write a folder that PEFT loads; `base` names the model it belongs to."""
+        """Write a folder that PEFT loads, over an older one; `base` names the model it belongs to."""
         from safetensors.torch import save
 
         folder = make_folder(folder)
@@ -101,7 +101,7 @@ class Adapters:
             at = f"{PREFIX}{layer}.{linear}"
             tensors[f"{at}.lora_A.weight"] = pair.a.to(torch.float32).contiguous()
             tensors[f"{at}.lora_B.weight"] = pair.b.to(torch.float32).contiguous()
-        write_file(folder / WEIGHTS, save(tensors, {"format": "pt"}))
+        atomic_write_bytes(folder / WEIGHTS, save(tensors, {"format": "pt"}))
         document = {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
