@@ -84,6 +84,12 @@ def test_greedy_takes_the_lowest_id_of_equals() -> None:
     assert Sampler(Sampling(temperature=5.0, top_k=1), []).pick(logits) == 1
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-320, 1e-300])
+def test_the_least_temperatures_are_greedy(temperature: float) -> None:
+    logits = np.array([1.0, 3.0, -np.inf, 2.0], np.float32)
+    assert {Sampler(Sampling(temperature=temperature, seed=seed), []).pick(logits) for seed in range(20)} == {1}
+
+
 def test_the_repetition_penalty_is_that_of_ctrl_and_counts_the_prompt() -> None:
     logits = np.array([2.0, -1.0, 1.9, 0.0], np.float32)
     assert penalised(logits, {0, 1}, 2.0).tolist() == [1.0, -2.0, np.float32(1.9), 0.0]

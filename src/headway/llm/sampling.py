@@ -109,11 +109,11 @@ def penalised(logits: F32, seen: set[int], penalty: float) -> F32:
 
 def candidates(logits: F32, sampling: Sampling) -> tuple[npt.NDArray[np.int64], F64]:
     """The tokens that may be drawn, most likely first (the lower id of equals), and their probabilities' weights."""
-    scaled = logits.astype(np.float64) / sampling.temperature
-    top = scaled.max()
-    if math.isnan(top):
+    top = float(logits.max())
+    if not math.isfinite(top):
         raise BadInput("the model gave a logit that is not a number", "check its weights")
-    weights = np.exp(scaled - top)
+    with np.errstate(over="ignore"):  # the least temperatures leave the most likely token alone
+        weights = np.exp((logits.astype(np.float64) - top) / sampling.temperature)
     order = _most_likely_first(logits, weights, sampling)
     weights = weights[order]
     keep = len(order)

@@ -17,6 +17,8 @@ from typing import Any, Self
 import httpx2
 import openai
 import psutil
+import pytest
+from known_machine import use_home
 from serving_traces import COST
 
 import headway
@@ -28,7 +30,7 @@ PATIENCE_S = 60.0
 
 
 class Home:
-    """A home folder in which the tiny model's iteration time is known."""
+    """A home folder in which this machine and the tiny model's iteration time are known."""
 
     def __init__(self, folder: Path, model: Path, threads: int = 1) -> None:
         self.folder, self.model, self.threads = folder, model, threads
@@ -36,7 +38,10 @@ class Home:
         assert isinstance(loaded, LanguageModel)
         self.loaded = loaded
         cost = COST.as_json()
-        StepCache(folder / "cache" / "steps").json(cost_key(loaded, threads), lambda: cost)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("HEADWAY_HOME", "")  # put back afterwards
+            use_home(folder)
+            StepCache().json(cost_key(loaded, threads), lambda: cost)
 
     @property
     def environment(self) -> dict[str, str]:

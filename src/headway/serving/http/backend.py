@@ -16,7 +16,7 @@ from typing import Any
 from msgspec import Struct
 
 from headway.core.errors import BadInput, HeadwayError, Lacking
-from headway.serving.http.errors import ApiError, lost, unavailable
+from headway.serving.http.errors import lost, unavailable
 from headway.serving.messages import (
     Cancel,
     Doing,
@@ -44,20 +44,18 @@ GRACE_S = 2.0
 class Mailbox:
     """What comes for one HTTP request: the tokens of all its choices, gathered until somebody reads them."""
 
-    __slots__ = ("_error", "_tokens", "_waiter", "closed", "first", "ids", "last", "since")
+    __slots__ = ("_error", "_tokens", "_waiter", "ids", "last", "since")
 
     def __init__(self, ids: Sequence[int], now: float) -> None:
         self.ids = {id: index for index, id in enumerate(ids)}
         self.since = now
-        self.first = False
         self.last: dict[int, float] = {}
-        self.closed = False
         self._tokens: list[Token] = []
         self._waiter: asyncio.Future[None] | None = None
-        self._error: ApiError | None = None
+        self._error: Exception | None = None
 
     async def next(self) -> list[Token]:
-        """The tokens since the last call, at least one. Raises `ApiError` when the process is lost."""
+        """The tokens since the last call, at least one. Raises what `fail` was given, once there are none."""
         while not self._tokens:
             if self._error is not None:
                 raise self._error
@@ -70,7 +68,7 @@ class Mailbox:
         self._tokens.append(token)
         self.wake()
 
-    def fail(self, error: ApiError) -> None:
+    def fail(self, error: Exception) -> None:
         self._error = error
         self.wake()
 
@@ -214,7 +212,6 @@ class Backend:
         boxes = {id(box): box for box in self._boxes.values()}
         self._boxes.clear()
         for box in boxes.values():
-            box.closed = True
             box.fail(lost())
         for future in self._vectors.values():
             if not future.done():
@@ -255,7 +252,6 @@ class Backend:
                 before = box.last.get(token.id)
                 if before is None:
                     watcher.first_token(now - box.since)
-                    box.first = True
                 else:
                     watcher.next_token(now - before)
                 box.last[token.id] = now

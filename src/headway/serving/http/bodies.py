@@ -11,20 +11,23 @@ from headway.serving.http.errors import ApiError
 from headway.serving.request import MOST_LOGPROBS
 
 MOST_TOKENS = 1 << 20
-MOST_TEXT = 4 << 20
+MOST_TEXT = 1 << 20
 MOST_CHOICES = 8
 MOST_ANSWERS = 16
 """Choices of one request, over all its prompts."""
 MOST_STOPS = 16
 MOST_INPUTS = 256
 MOST_MESSAGES = 4096
+MOST_PARTS = 50_000
+"""Lists, objects and fields of a body, brackets inside texts included: each costs more than its bytes."""
 MOST_SEED = (1 << 63) - 1
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Text = Annotated[str, StringConstraints(max_length=MOST_TEXT)]
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 Id = Annotated[int, Field(ge=0, lt=MOST_TOKENS)]
-Ids = Annotated[list[Id], Field(min_length=1, max_length=MOST_TOKENS)]
+Ids = Annotated[list[Id], Field(min_length=1, max_length=MOST_TOKENS, fail_fast=True)]
+Texts = Annotated[list[Text], Field(min_length=1, max_length=MOST_ANSWERS, fail_fast=True)]
 
 
 class Body(BaseModel):
@@ -65,7 +68,7 @@ class Sampled(Body):
     top_p: float | None = Field(1.0, ge=0.0, le=1.0)
     n: int | None = Field(1, ge=1, le=MOST_CHOICES)
     seed: int | None = Field(None, ge=-MOST_SEED, le=MOST_SEED)
-    stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS, fail_fast=True)] | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
@@ -99,7 +102,7 @@ class Message(Body):
     """One turn of a chat."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Text | Annotated[list[Part], Field(max_length=256)] | None = None
+    content: Text | Annotated[list[Part], Field(max_length=256, fail_fast=True)] | None = None
     name: Name | None = None
     refusal: None = None
 
@@ -113,11 +116,11 @@ class Message(Body):
 class ChatBody(Sampled):
     """POST /v1/chat/completions"""
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MOST_MESSAGES)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MOST_MESSAGES, fail_fast=True)]
     max_completion_tokens: int | None = Field(None, ge=1, le=MOST_TOKENS)
     logprobs: bool | None = False
     top_logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
-    tools: Annotated[list[Any], Field(max_length=0)] | None = Field(None, description="not supported")
+    tools: Annotated[list[Any], Field(max_length=0, fail_fast=True)] | None = Field(None, description="not supported")
     tool_choice: Literal["none", "auto"] | None = None
     parallel_tool_calls: bool | None = Field(None, description="ignored")
     metadata: Annotated[dict[str, str], Field(max_length=16)] | None = Field(None, description="ignored")
@@ -127,7 +130,7 @@ class ChatBody(Sampled):
 class CompletionBody(Sampled):
     """POST /v1/completions"""
 
-    prompt: Text | Ids | Annotated[list[Text] | list[Ids], Field(min_length=1, max_length=MOST_ANSWERS)]
+    prompt: Text | Ids | Texts | Annotated[list[Ids], Field(min_length=1, max_length=MOST_ANSWERS, fail_fast=True)]
     max_tokens: int | None = Field(16, ge=1, le=MOST_TOKENS)
     logprobs: int | None = Field(None, ge=0, le=5)
     echo: Literal[False] | None = None
@@ -143,7 +146,7 @@ class EmbeddingBody(Body):
         Annotated[str, StringConstraints(min_length=1, max_length=1 << 16)]
         | Annotated[
             list[Annotated[str, StringConstraints(min_length=1, max_length=1 << 16)]],
-            Field(min_length=1, max_length=MOST_INPUTS),
+            Field(min_length=1, max_length=MOST_INPUTS, fail_fast=True),
         ]
     )
     encoding_format: Literal["float", "base64"] | None = "float"
@@ -156,6 +159,8 @@ B = TypeVar("B", bound=Body)
 
 def parse(data: bytes, body: type[B]) -> B:
     """The body of a request. Raises 400 naming the field and the rule."""
+    if max(data.count(b"["), data.count(b"{"), data.count(b'":')) > MOST_PARTS:
+        raise ApiError(400, f"the body has more than {MOST_PARTS} lists, objects or fields")
     try:
         return body.model_validate_json(data)
     except ValidationError as error:

@@ -21,7 +21,8 @@ OPEN = frozenset({"/health"})
 """Served without a key."""
 BROWSED = frozenset({"/", "/live", "/metrics"})
 """A browser may give the key as a password here."""
-MOST_BODY = 4 << 20
+MOST_BODY = 1 << 20
+"""Bytes: a context of 128 thousand tokens fits, whether as text or as ids."""
 BODY_IDLE_S = 10.0
 BODY_TOTAL_S = 60.0
 _HOST = re.compile(r"(\[[0-9a-f:.%]+\]|[a-z0-9._-]+)(?::(\d{1,5}))?", re.ASCII)
@@ -39,7 +40,7 @@ class Names:
     def of(cls, host: str, more: Sequence[str] = ()) -> Names:
         names = {"localhost", "127.0.0.1", "[::1]", host.lower(), *(name.lower() for name in more)}
         if not is_loopback(host):
-            names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
+            names.add(socket.gethostname().lower())
         return cls(frozenset(names), not is_loopback(host))
 
     def holds(self, header: str) -> bool:
@@ -79,6 +80,7 @@ class Guard:
             return
         try:
             scope["headway.holder"] = self._check(scope)
+            scope["headway.send"] = send
         except ApiError as error:
             await send_error(error, send)
             return
@@ -99,7 +101,7 @@ class Guard:
             raise ApiError(403, "requests from other web pages are refused", code="bad_origin")
         path = scope["path"]
         length = headers.get(b"content-length")
-        if length is not None and (len(length) > 18 or int(length) > MOST_BODY):
+        if length is not None and not (length.isdigit() and len(length) < 18 and int(length) <= MOST_BODY):
             raise _too_large()
         if path in OPEN or not self._keys:
             return ""

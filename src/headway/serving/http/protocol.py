@@ -20,6 +20,8 @@ class Connection(HttpToolsProtocol):
     _timer: asyncio.TimerHandle | None = None
     _header_bytes = 0
     _in_headers = True
+    _seen = 0
+    """Requests whose headers have come."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -36,16 +38,18 @@ class Connection(HttpToolsProtocol):
         if self.parser is None or self.transport.is_closing():
             return
         if self._in_headers:
+            room = MOST_HEADER_BYTES - self._header_bytes
             self._header_bytes += len(data)
-            if self._header_bytes > MOST_HEADER_BYTES and not self._headers_end(data):
-                self._refuse(ApiError(431, f"the headers are larger than {MOST_HEADER_BYTES} bytes"))
-                return
+            if len(data) > room:  # the rest may be a body, or not
+                seen = self._seen
+                super().data_received(data[:room])
+                if self.parser is None or self.transport.is_closing():
+                    return
+                if self._seen == seen:
+                    self._refuse(ApiError(431, f"the headers are larger than {MOST_HEADER_BYTES} bytes"))
+                    return
+                data = data[room:]
         super().data_received(data)
-
-    def _headers_end(self, data: bytes) -> bool:
-        """Whether they end within the cap, although the body goes on."""
-        allowed = len(data) - (self._header_bytes - MOST_HEADER_BYTES)
-        return b"\r\n\r\n" in data[: max(allowed, 0)]
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -55,6 +59,7 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_headers, self._header_bytes = False, 0
+        self._seen += 1
         self._stop_timer()
         super().on_headers_complete()
 

@@ -45,6 +45,7 @@ class Reply:
         self._writer, self._stream, self._usage = writer, stream, usage
         ready = served.ready
         self._choices = [Choice(served.tokenizer, ready.eos, stops, request.ignore_end) for request in requests]
+        self._left = len(self._choices)
         self._sending_since = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -62,9 +63,10 @@ class Reply:
         watch = asyncio.create_task(self._watch(receive, scope))
         try:
             async with asyncio.timeout(TOTAL_S):
-                await (self._events(send) if self._stream else self._whole(send))
+                await (self._events(send, scope["headway.send"]) if self._stream else self._whole(send))
         except TimeoutError:
-            await self._end_early(ApiError(408, f"the answer took longer than {TOTAL_S:.0f} s", code="timeout"), send)
+            late = ApiError(408, f"the answer took longer than {TOTAL_S:.0f} s", code="timeout")
+            await self._end_early(late, scope["headway.send"])
         except _Gone:
             served.vanished += 1
         finally:
@@ -95,18 +97,15 @@ class Reply:
             if token.token is not None:
                 self._served.admission.token(self._tickets[index])
             if choice.finish is not None:
+                self._left -= 1
                 if choice.stopped:
                     self._served.backend.cancel(self._box, [token.id])
                 self._served.admission.leave(self._tickets[index])
         return found
 
-    @property
-    def _over(self) -> bool:
-        return all(choice.finish is not None for choice in self._choices)
-
     async def _whole(self, send: Send) -> None:
         pieces = [Piece() for _ in self._choices]
-        while not self._over:
+        while self._left:
             for index, new in (await self._next()).items():
                 pieces[index].text += new.text
                 pieces[index].told += new.told
@@ -115,11 +114,12 @@ class Reply:
         await send({"type": "http.response.start", "status": 200, "headers": [*_JSON, _length(body)]})
         await send({"type": "http.response.body", "body": body})
 
-    async def _events(self, send: Send) -> None:
+    async def _events(self, send: Send, send_now: Send) -> None:
+        """send_now: the server's own, without what the application has put around it."""
         writer, begun = self._writer, False
         seen: set[int] = set()
         try:
-            while not self._over:
+            while self._left:
                 parts = []
                 for index, new in (await self._next()).items():
                     if index not in seen:
@@ -129,7 +129,7 @@ class Reply:
                         parts.append(writer.piece(index, new.text, new.told))
                     if (finish := self._choices[index].finish) is not None:
                         parts.append(writer.last(index, finish))
-                if self._over:
+                if not self._left:
                     if self._usage:
                         tokens = sum(choice.tokens for choice in self._choices)
                         parts.append(writer.usage(self._prompt_tokens, tokens))
@@ -138,11 +138,11 @@ class Reply:
                     begun = True
                     await send({"type": "http.response.start", "status": 200, "headers": _STREAM})
                 if parts:
-                    await self._send(send, b"".join(parts), more=not self._over)
+                    await self._send(send_now, b"".join(parts), more=self._left > 0)
         except ApiError as error:
             if not begun:
                 raise
-            await self._send(send, error_event(error.body()), more=False)
+            await self._send(send_now, error_event(error.body()), more=False)
 
     async def _send(self, send: Send, body: bytes, more: bool) -> None:
         self._sending_since = asyncio.get_running_loop().time()
@@ -168,6 +168,7 @@ class Reply:
                 if self._sending_since and loop.time() - self._sending_since > STUCK_S:
                     scope.get("headway.abort", lambda: None)()
                     break
+        self._served.backend.cancel(self._box)
         self._box.fail(_Gone())
 
 
