@@ -23,7 +23,7 @@ from headway.training.lora import Adapters, Pair, Site
 from headway.training.position import Course, Forward, Piece, Position
 from headway.training.stack import Stack
 
-HEAD_ROWS = 64
+HEAD_ROWS = 32
 """Tokens whose logits are held at once."""
 
 
