@@ -130,6 +130,12 @@ def test_the_ledger_keeps_and_finds(tmp_path: Path) -> None:
     ledger.check()
 
 
+def test_the_ledger_is_written_ahead(tmp_path: Path) -> None:
+    Ledger(tmp_path / "ledger.sqlite3").append(make())
+    with sqlite3.connect(tmp_path / "ledger.sqlite3") as opened:
+        assert opened.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
 def test_a_newer_or_foreign_ledger_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite3"
     Ledger(path)

@@ -94,3 +94,10 @@ def test_a_users_inputs_are_split_without_overlap_and_all_used() -> None:
     assert all(len(split) == 1 for split in (lambda w: (w.calibration, w.search, w.heldout))(workload_from(inputs[:3])))
     with pytest.raises(BadInput, match="2 inputs cannot be split"):
         workload_from(inputs[:2])
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_an_original_that_is_not_finite_agrees_with_nothing(broken: float) -> None:
+    original = torch.tensor([[1.0, broken], [1.0, 2.0]])
+    assert closeness(original, original).tolist() == [0.0, 1.0]
+    assert cosine(original, original).tolist() == pytest.approx([0.0, 1.0])

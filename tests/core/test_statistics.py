@@ -93,6 +93,7 @@ def test_verdicts_need_the_interval_and_the_floor() -> None:
     clear = Interval(1.03, 1.02, 1.04, 40)
     assert verdict(clear, 0.01) == "slower" and verdict(clear, 0.05) == "none"
     assert verdict(clear.map(lambda r: 1 / r), 0.01) == "faster"
+    assert verdict(clear.map(lambda r: 1 / r), 0.05) == "none"
     assert verdict(Interval(1.03, 0.99, 1.07, 40), 0.0) == "none"
     assert noise_floor(Interval(1.0, 0.98, 1.01, 40)) == pytest.approx(1 / 0.98 - 1)
 

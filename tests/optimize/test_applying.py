@@ -180,3 +180,35 @@ def test_a_bfloat16_module_is_calibrated_too() -> None:
     made = headway.apply("lut-gemm(bits=4, group_size=32)", headway.load(half, sample=sample), threads=1)
     closeness = torch.nn.functional.cosine_similarity(made.run((sample,)).float(), half(sample).float())
     assert closeness.min() > 0.95
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (np.array(["a", "b"]), "an array of <U1"),
+        (np.array(3.0), "of shape"),
+        (np.ones((4, 64), np.complex64), "an array of complex64"),
+        (np.full((4, 64), np.nan, np.float32), "not finite"),
+        (np.array([None] * 4), "no array of numbers"),
+    ],
+)
+def test_data_that_no_network_can_be_fed_with_is_named(
+    array: np.ndarray, words: str, net: Model, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "data.npy", array, allow_pickle=True)
+    with pytest.raises(BadInput, match=words):
+        headway.apply("int8", net, data=tmp_path / "data.npy", threads=1)
+
+
+def test_a_report_replaces_reports_alone(tmp_path: Path) -> None:
+    from headway.core.evidence import Evidence
+    from headway.optimize.report import write_report
+
+    precious = tmp_path / "work.py"
+    precious.write_text("mine")
+    evidence = Evidence("prove", "lut-gemm", {}, 0, 1)
+    with pytest.raises(BadInput, match="is there and is no report"):
+        write_report(precious, [evidence])
+    assert precious.read_text() == "mine"
+    for _ in range(2):
+        write_report(tmp_path / "report.html", [evidence])

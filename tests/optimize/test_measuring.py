@@ -75,3 +75,5 @@ def test_a_proof_says_what_it_took_then() -> None:
     evidence = Evidence.__new__(Evidence)
     evidence.add_timing = lambda *_, **__: None  # type: ignore[method-assign]
     assert bench.prove(Candidate(INT8), evidence, 5).measured["tpot_s"] == pytest.approx(3 * 1.25)
+    assert bench.baseline_then["tpot_s"] == pytest.approx(3 * 2.5)
+    assert bench.baseline_then["throughput_tok_s"] == pytest.approx(1 / 7.5)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from headway.core.errors import BadInput
 from headway.core.module_model import ModuleModel
 from headway.core.module_workload import workload_from
 from headway.core.target import ComputeRate, MemoryLevel, Target
@@ -65,3 +66,28 @@ def test_a_smaller_weight_saves_its_bytes_once() -> None:
     first = model.sites()[0].name
     after = subject.predict(TARGET, {**stored, first: ("int8", 1000.0)}, 1)["memory_bytes"]
     assert sum(before.values()) - sum(after.values()) == stored[first][1] - 1000.0
+
+
+def one_linear(workload: Workload | None = None) -> ModuleSubject:
+    net = torch.nn.Linear(4, 4).eval()
+    inputs = [(torch.ones(1, 4) * n,) for n in range(1, 11)]
+    model = ModuleModel(net, inputs[0][0], name="one")
+    return ModuleSubject(model, workload or Workload(data=workload_from(inputs, model.task)))
+
+
+@pytest.mark.parametrize("wrong", [torch.ones(1, 5), torch.ones(1, 4, dtype=torch.int64), torch.ones(4, 1)])
+def test_inputs_that_the_network_does_not_take_are_named(wrong: torch.Tensor) -> None:
+    subject = one_linear(Workload(data=workload_from([(wrong,)] * 5)))
+    with pytest.raises(BadInput, match="one does not take the inputs given"):
+        subject.qualities([subject.model], "search", 1, full=True)
+
+
+@pytest.mark.parametrize("answer", ["float('nan')", "'good'", "None", "[]", "float('inf')"])
+def test_a_judge_must_give_numbers(answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"judge_{abs(hash(answer))}"
+    (tmp_path / f"{name}.py").write_text(f"def judge(a, b): return {answer}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    plain = one_linear()
+    subject = one_linear(Workload(data=plain.data, quality=f"{name}:judge"))
+    with pytest.raises(BadInput, match=f"quality {name}:judge gave"):
+        subject.qualities([subject.model], "search", 1, full=True)

@@ -19,9 +19,11 @@ def command(
 ) -> int:
     """Make a report from evidence: Pareto front, distributions, recipe, how to redo it."""
     from headway.core.evidence import Evidence
+    from headway.core.files import check_file
     from headway.core.ledger import Ledger
     from headway.optimize.report import write_report
 
+    check_file(output)
     if not files and not ledger:
         raise BadInput("no evidence named", "give evidence.json files or artifact folders, or --ledger")
     found = [Evidence.load(path / "evidence.json" if path.is_dir() else path) for path in files or ()]

@@ -104,6 +104,7 @@ def closeness(original: Any, candidate: Any) -> Scores:
     scale = a.norm(dim=1)
     error = (b - a).norm(dim=1)
     relative = torch.where(scale > 0, error / scale.clamp_min(1e-300), (error > 0).double())
+    relative = torch.where(torch.isfinite(scale) & torch.isfinite(error), relative, torch.inf)
     return _scores((1.0 - relative).clamp_min(0.0))
 
 

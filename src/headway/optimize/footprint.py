@@ -23,7 +23,7 @@ def peak_bytes(model: Model, workload: Mapping[str, Any], threads: int) -> float
     """
     if model.task != "language" and model.origin.kind == "module":  # type: ignore[attr-defined]
         return counted_bytes(model)
-    with tempfile.TemporaryDirectory(prefix="footprint-", dir=cache_folder()) as folder:
+    with tempfile.TemporaryDirectory(prefix=".new-footprint-", dir=cache_folder("steps")) as folder:
         model.save(Path(folder))
         arguments = {
             "folder": folder,

@@ -37,6 +37,8 @@ class Bench:
     models: dict[str, Model] = field(default_factory=dict)
     first_s: dict[str, float] = field(default_factory=dict)
     """Metric -> seconds of the unmodified model when it was first measured."""
+    baseline_then: dict[str, float] = field(default_factory=dict)
+    """Times of the unmodified model in the run of the last proof: what the winner's stand beside."""
 
     def model(self, recipe: Recipe) -> Model:
         """The model with the recipe applied; the last few are kept."""
@@ -143,7 +145,9 @@ class Bench:
         for metric, (timing, units) in timings.items():
             evidence.add_timing(metric, timing, per_call=units)
         arm = WINNER if arms else BASELINE
-        metrics = self._rates({metric: timing.median_s(arm) / units for metric, (timing, units) in timings.items()})
+        then = {name: {m: t.median_s(name) / calls for m, (t, calls) in timings.items()} for name in (arm, BASELINE)}
+        self.baseline_then = self._rates(then[BASELINE])
+        metrics = self._rates(then[arm])
         units = self.subject.units("heldout")
         metrics.update(self.qualities([candidate.recipe], "heldout", units, full=True)[0])
         metrics["size_bytes"] = float(self.model(candidate.recipe).size_bytes())

@@ -7,8 +7,10 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from headway.core.errors import BadInput
 from headway.core.model import Site
 from headway.core.module_model import ModuleModel
 from headway.core.module_workload import ModuleWorkload, digest
@@ -64,14 +66,24 @@ class ModuleSubject:
         pieces = self._pieces(split)[:units]
         for number, inputs in enumerate(pieces):
             if (split, number) not in self._originals:
-                self._originals[split, number] = self.model.run(inputs)
+                self._originals[split, number] = self._original(inputs)
         return [self._quality(model, split, pieces) for model in models]
+
+    def _original(self, inputs: tuple[Any, ...]) -> Any:
+        try:
+            return self.model.run(inputs)
+        except Exception as error:  # whatever the user's network raises
+            shapes = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in inputs if isinstance(t, torch.Tensor))
+            raise BadInput(
+                f"{self.model.name} does not take the inputs given ({shapes}): {str(error).splitlines()[0][:160]}",
+                "give inputs of the shape and type of its sample",
+            ) from None
 
     def _quality(self, model: ModuleModel, split: Split, pieces: Sequence[tuple[Any, ...]]) -> Mapping[str, float]:
         judged = [
             self._judge(self._originals[split, number], model.run(inputs)) for number, inputs in enumerate(pieces)
         ]
-        scores = np.concatenate([np.atleast_1d(np.asarray(found, np.float64)) for found in judged])
+        scores = np.concatenate([self._scores(found) for found in judged])
         found = {"quality": float(scores.mean())}
         if self.data.metric == "top-1 agreement":
             found["top1_agreement"] = found["quality"]
@@ -79,6 +91,17 @@ class ModuleSubject:
             interval = bootstrap(scores, lambda values: values.mean(axis=-1))
             found |= {"quality_low": interval.low, "quality_high": interval.high}
         return found
+
+    def _scores(self, judged: Any) -> npt.NDArray[np.float64]:
+        try:
+            scores = np.atleast_1d(np.asarray(judged, np.float64))
+        except (TypeError, ValueError):
+            scores = np.array([np.nan])
+        if not np.isfinite(scores).all() or not len(scores):
+            raise BadInput(
+                f"quality {self.workload.quality} gave {judged!r:.60}", "it must give finite numbers, 1 for no loss"
+            )
+        return scores
 
     @cached_property
     def trace(self) -> ModuleTrace:

@@ -59,6 +59,7 @@ def optimize(request: Request) -> Result:
         search.measure(search.halve(proposals))
         search.learn()
     winner, met, evidence = search.prove()
+    baseline = baseline.with_measured(**search.bench.baseline_then)
     front = pareto(search.measured)
     return search.finish(Result(request, search.bench, baseline, winner, front, search.measured, met, evidence))
 
@@ -69,6 +70,7 @@ def measure_recipe(request: Request) -> Result:
     baseline = search.measure([Candidate(UNMODIFIED)])[0]
     evidence = search.evidence("apply")
     candidate = search.bench.prove(Candidate(request.recipe), evidence, PROOF_ROUNDS)
+    baseline = baseline.with_measured(**search.bench.baseline_then)
     met = not violations(candidate, request.budget)
     return search.finish(Result(request, search.bench, baseline, candidate, [candidate], [candidate], met, evidence))
 
@@ -197,7 +199,7 @@ class Search:
 
     def _learn_loss(self, candidates: Sequence[Candidate]) -> None:
         """What predicted losses cost in quality, by kind of site, and how wide the quality's interval is."""
-        offset = max(-math.log(self.measured[0].measured["quality"]), 0.0)
+        offset = max(-math.log(max(self.measured[0].measured["quality"], 1e-6)), 0.0)
         runs = [
             MeasuredRun(candidate.raw_loss, lost ** (1.0 / self.subject.loss_power))
             for candidate in candidates

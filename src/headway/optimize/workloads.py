@@ -116,11 +116,27 @@ def _read_arrays(path: Path) -> list[Any]:
 
     try:
         if path.suffix == ".npy":
-            return [np.load(path, allow_pickle=False)]
+            return [_numbers(path, np.load(path, allow_pickle=False))]
         from safetensors.numpy import load_file
 
-        return list(load_file(path).values())
+        return [_numbers(path, array) for array in load_file(path).values()]
+    except BadInput:
+        raise
     except Exception as error:  # a safetensors error is none of Python's
         if isinstance(error, MemoryError):
             raise
-        raise BadInput(f"{path}: {str(error)[:200]}", "write it again with numpy.save or safetensors") from None
+        said = "it is no array of numbers" if "pickle" in str(error) else str(error)[:200]
+        raise BadInput(f"{path}: {said}", "write it again with numpy.save or safetensors") from None
+
+
+def _numbers(path: Path, array: Any) -> Any:
+    """The array, if a network can be fed with it: real, finite, and with an axis that counts the inputs."""
+    import numpy as np
+
+    if array.dtype.kind not in "fiub" or not array.ndim:
+        raise BadInput(
+            f"{path}: an array of {array.dtype} of shape {array.shape}", "give real numbers, one input per first index"
+        )
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise BadInput(f"{path}: it holds values that are not finite", "leave out the inputs with NaN or infinity")
+    return array

@@ -24,6 +24,8 @@ def write_report(
     `targets`: machines by fingerprint, for their facts; when not given, those that `headway probe` saved here.
     Raises `BadInput` for no evidence or a path that cannot be written, `Lacking` for a full disk.
     """
+    if Path(path).exists() and not is_report(Path(path)):
+        raise BadInput(f"{path} is there and is no report", "choose another file for -o")
     if not evidences:
         raise BadInput("a report needs evidence", "run: headway optimize, prove or bench first")
     runs = [
