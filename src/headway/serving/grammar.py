@@ -22,6 +22,8 @@ LEXER_FUEL = 1_000_000
 STEP_FUEL = 100_000
 """At most some 7 ms for one token."""
 STEP_ITEMS = 50_000
+ROW_ITEMS = 10_000
+"""Ways in which an answer may go on: objects of many properties that may be left out have many."""
 STATES = 50_000
 """Some 2 kB each."""
 KEPT = 64
@@ -38,13 +40,13 @@ class JsonConstraint:
         """See `Constraint`. Raises `BadInput` when the schema asks for more work than a token may take."""
         allowed = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         if self._matcher.is_error():
-            raise BadInput("the JSON schema is too complex", "give a simpler one")
+            raise _too_complex()
         bits = np.unpackbits(allowed, count=self._vocab, bitorder="little")
         return np.where(bits.view(bool), logits, np.float32(-np.inf))
 
     def accept(self, token: int) -> bool:
         if not self._matcher.consume_token(token):
-            raise BadInput("a token does not follow the JSON schema", "report this")
+            raise _too_complex()  # no other token was allowed
         return bool(self._matcher.is_stopped())
 
 
@@ -77,6 +79,7 @@ class Grammars:
             step_lexer_fuel=STEP_FUEL,
             step_max_items=STEP_ITEMS,
             max_lexer_states=STATES,
+            max_items_in_row=ROW_ITEMS,
             verbose_errors=False,
         )
         try:
@@ -119,6 +122,10 @@ class _Vocabulary:
     def __call__(self, text: bytes | str) -> list[int]:
         plain = text if isinstance(text, str) else text.decode("utf-8", "replace")
         return self._tokenizer.encode(plain, start=False, special=False)
+
+
+def _too_complex() -> BadInput:
+    return BadInput("the JSON schema is too complex", "give a simpler one")
 
 
 def _refused(why: str) -> BadInput:
