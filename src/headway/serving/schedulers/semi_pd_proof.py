@@ -93,22 +93,25 @@ def gaps(engine: Engine, stand: Stand, long: int) -> list[float]:
     ids = [engine.submit(Request(random.integers(0, vocab, 64).tolist(), 1500, ignore_end=True)) for _ in range(4)]
     last: dict[int, float] = {}
     found: list[float] = []
-    prompt = -1
-    settled = 0
+    prompt, settled = -1, 0
+    waited = set(ids)  # answers that got no token since the prompt was read
     try:
-        while True:
+        while waited and len(found) < 4000:
             events = engine.step()
             now = engine.clock()
             settled += len(last) == 4
-            if settled == 10 and long:
+            if settled == 10:
                 last = dict.fromkeys(last, now)
-                prompt = engine.submit(Request(random.integers(0, vocab, long).tolist(), 1, ignore_end=True))
+                prompt = (
+                    engine.submit(Request(random.integers(0, vocab, long).tolist(), 1, ignore_end=True)) if long else 0
+                )
             for event in events:
                 if event.id in last and settled > 10:
                     found.append(now - last[event.id])
                 last[event.id] = now
-            if any(event.id == prompt for event in events) or (not long and len(found) >= 600):
-                break
+            if prompt not in last and not (prompt == 0 and len(found) >= 600):
+                continue
+            waited -= {event.id for event in events if event.id != prompt}
         for id in ids:
             engine.cancel(id)
         while engine.busy:
