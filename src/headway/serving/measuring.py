@@ -118,7 +118,8 @@ def measure(
 
 def fit_runtime(runtime: NativeRuntime, progress: Progress | None = None, seed: int = 0) -> IterationTime:
     """The iteration time of a model here."""
-    return measure(runtime, seed=seed, progress=progress).fit()
+    # As few batches as the form needs, at short contexts: a first start should not wait for minutes.
+    return measure(runtime, count=72, seed=seed, progress=progress, context=1024).fit()
 
 
 def iteration_time(model: LanguageModel, runtime: NativeRuntime, threads: int, progress: Progress) -> IterationTime:
