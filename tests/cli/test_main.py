@@ -222,6 +222,7 @@ def test_a_file_beside_the_artifact_is_not_taken_for_its_report(tmp_path: Path) 
     (tmp_path / "out.html").write_text("precious")
     with pytest.raises(BadInput, match="is no report"):
         check_output(tmp_path / "out")
+    (tmp_path / "out.html").unlink()
     write_report(tmp_path / "out.html", [Evidence("bench", "tiny", {"name": "here"}, 0, 1)])
     check_output(tmp_path / "out")
 
