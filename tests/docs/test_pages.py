@@ -17,6 +17,7 @@ from click import Command
 from site_text import DOCS, ROOT, Block, all_blocks
 
 from headway.cli.main import VERBS
+from headway.cli.options import with_session
 from headway.core.budget import Budget
 from headway.core.compatibility import check
 from headway.core.errors import BadInput
@@ -46,7 +47,7 @@ SHOWN = list(commands())
 def command_of(verb: str) -> Command:
     module = importlib.import_module(f"headway.cli.{verb}")
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
-    app.command(name=verb)(module.command)
+    app.command(name=verb)(with_session(module.command))
     return typer.main.get_command(app)
 
 
