@@ -50,7 +50,7 @@ MOST = {"rounds": 3, "calib_tokens": 2048, "batch_crossover": 64, "group_size": 
 def drawn(name: str, field: Any, generator: random.Random) -> Any:
     """A valid value of a setting."""
     kind = field.annotation
-    if get_origin(kind) is dict:
+    if get_origin(kind) is dict or kind is str:
         return None
     if get_origin(kind) is Literal:
         return generator.choice(get_args(kind))
