@@ -64,7 +64,11 @@ def drawn(name: str, field: Any, generator: random.Random) -> Any:
         unit = 16 if low == 16 else next((m.multiple_of for m in field.metadata if hasattr(m, "multiple_of")), 1)
         return generator.randint(-(-low // unit), min(high, MOST.get(name, high)) // unit) * unit
     if kind is float or float in get_args(kind):
-        return None if kind is not float and generator.random() < 0.5 else generator.uniform(0.1, 1.0)
+        if kind is not float and generator.random() < 0.5:
+            return None
+        low = next((bound for m in field.metadata if (bound := getattr(m, "ge", getattr(m, "gt", None)))), 0.1)
+        high = next((bound for m in field.metadata if (bound := getattr(m, "le", getattr(m, "lt", None)))), low + 1.0)
+        return generator.uniform(low, high)
     raise AssertionError(f"setting {name} of type {kind}: say here how to draw it")
 
 
@@ -72,12 +76,13 @@ def step(slug: str, only: str, generator: random.Random) -> Step:
     """The system with every setting drawn, on those sites."""
     kind = system(slug).settings
     names = [name for name in kind.model_fields if name not in ("only", "skip")]
-    while True:
+    for _ in range(100):
         drawings = {name: drawn(name, kind.model_fields[name], generator) for name in names}
         settings = {name: value for name, value in drawings.items() if value is not None}
         with suppress(BadInput):  # some systems have rules between settings: draw again
             kind.parse(settings, slug)
             return Step(slug, {**settings, **({"only": (only,)} if only and "only" in kind.model_fields else {})})
+    raise AssertionError(f"no valid settings of {slug} were drawn: say in `drawn` how to")
 
 
 def yes(generator: random.Random) -> Recipe:
