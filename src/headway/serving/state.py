@@ -117,6 +117,8 @@ class State:
     def pages_for(self, job: Job, tokens: int) -> int:
         needed = -(-tokens // self.page_tokens)
         if self.prefix is not None and job.keys:
+            if job.matched != self.prefix.version:  # one from the back of the queue, which `look` did not reach
+                self._match(job)
             # Only pages in use come for nothing: an idle one counts as free until somebody takes it.
             needed -= sum(node.pins > 0 for node in self._found(job))
         return needed
