@@ -77,14 +77,6 @@ class _Lanes:
         self._threads.shutdown()
 
 
-class QueueFull(BadInput):
-    """No place is left in the queue; `retry_after` seconds from now there may be."""
-
-    def __init__(self, waiting: int, retry_after: float) -> None:
-        super().__init__(f"{waiting} requests wait already", f"try again in {retry_after:.0f} s")
-        self.retry_after = retry_after
-
-
 class Engine:
     """One model with a pool of pages. `step` until `busy` is false."""
 
@@ -189,10 +181,12 @@ class Engine:
     def step(self) -> list[Event]:
         """Run until one batch is done (or nothing can run); what came of it.
 
-        `rows` then counts what was computed for requests, `trained` the pieces of training done.
+        `rows` then counts what was computed for requests, `trained` the pieces of training done; `state.gaps` holds
+        the times between tokens of this step alone.
         """
         events: list[Event] = []
         self.rows = self.trained = 0
+        self.state.gaps.clear()
         self._cancel(events)
         for forward in self._plan(events):
             if self._lanes is None:

@@ -11,6 +11,7 @@ import numpy as np
 from headway.core.errors import BadInput
 from headway.core.progress import Progress
 from headway.hardware.iteration_time import Load
+from headway.llm.native import PAGE_TOKENS
 from headway.serving.engine import Engine
 from headway.serving.job import Job
 from headway.serving.outcome import Outcome
@@ -36,15 +37,11 @@ def requests(trace: Trace, vocab: int, seed: int = 0) -> list[Request]:
         for n in range(len(trace.keys[at]) if trace.keys is not None else 0):
             chain = tuple(trace.keys[at][: n + 1])  # type: ignore[index]
             if chain not in pages:
-                pages[chain] = random.integers(0, vocab, PAGE).tolist()
+                pages[chain] = random.integers(0, vocab, PAGE_TOKENS).tolist()
             tokens += pages[chain]
         tokens = tokens[:prompt] + random.integers(0, vocab, max(prompt - len(tokens), 0)).tolist()
         made.append(Request(tokens, output, ignore_end=True))
     return made
-
-
-PAGE = 64
-"""Tokens that one page id of a trace stands for."""
 
 
 def replay(
@@ -66,7 +63,7 @@ def replay(
     run = Replay(Outcome.begin(trace))
     record = run.outcome
     arrivals = trace.arrival.tolist()
-    engine.state.gaps.clear()
+    gaps: list[tuple[float, int]] = []
     places: dict[int, tuple[int, Job]] = {}
     upcoming = 0
     start = engine.clock()
@@ -87,7 +84,8 @@ def replay(
                 continue
             begin = engine.clock()
             events = engine.step()
-            record.batch(begin, Load(len(events)), engine.clock() - begin)
+            record.batch(begin, Load(engine.rows), engine.clock() - begin)
+            gaps += engine.state.gaps
             for event in events:
                 at, job = places[event.id]
                 if event.token is not None:
@@ -97,6 +95,6 @@ def replay(
                     task.advance()
             if watch is not None:
                 watch(engine.clock() - start, engine)
-    record.take_gaps(engine.state.gaps)
+    record.take_gaps(gaps)
     record.finish_run(engine.clock() - start, 0)
     return run
