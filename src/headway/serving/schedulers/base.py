@@ -7,7 +7,7 @@ simulator; both keep their books with `headway.serving.state.State`, which is al
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
@@ -129,7 +129,10 @@ class View(Protocol):
         ...
 
     def pages_for(self, job: Job, tokens: int) -> int:
-        """Pages to find so that `job`, which waits, can hold its first `tokens` tokens."""
+        """Pages to find so that `job`, which waits, can hold its first `tokens` tokens.
+
+        Ask before its admission is planned: `job.left` is sure from then on.
+        """
         ...
 
 
@@ -302,6 +305,9 @@ class SchedulerSystem(Policy[S]):
         assert isinstance(model, LanguageModel)
         return model.with_scheduler(self.card.slug, settings.model_dump(mode="json", exclude_defaults=True))
 
-    @abstractmethod
+    scheduler: Callable[[S], Scheduler]
+    """The class of the plain object: it takes the settings."""
+
     def make(self, settings: S) -> Scheduler:
         """The scheduler, for one engine or one simulation."""
+        return type(self).scheduler(settings)

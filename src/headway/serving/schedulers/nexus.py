@@ -191,6 +191,4 @@ class NexusSystem(SchedulerSystem[NexusSettings]):
 
     card = SYSTEM
     settings = NexusSettings
-
-    def make(self, settings: NexusSettings) -> Nexus:
-        return Nexus(settings)
+    scheduler = Nexus

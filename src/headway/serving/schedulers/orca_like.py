@@ -62,6 +62,4 @@ class OrcaLike(SchedulerSystem[OrcaLikeSettings]):
 
     card = SYSTEM
     settings = OrcaLikeSettings
-
-    def make(self, settings: OrcaLikeSettings) -> IterationLevel:
-        return IterationLevel(settings)
+    scheduler = IterationLevel

@@ -78,7 +78,10 @@ class Sarathi(Scheduler):
         if plan.preempt or plan.end:
             return plan  # the view is asked again without them
         batch = Batch(decode="all" if view.decoding.count else ())
-        left = self.budget(view) - view.decoding.count if view.prefilling or view.waiting else 0
+        budget = self.budget(view) if view.prefilling or view.waiting else 0
+        left = budget - view.decoding.count
+        # Whoever is admitted will decode: more of them than the budget would exceed it in every iteration.
+        places = min(view.limits.max_seqs, budget)
         for job in view.prefilling:
             if left < 1:
                 break
@@ -94,7 +97,7 @@ class Sarathi(Scheduler):
             pages = view.pages_for(job, job.target)
             # An empty engine takes anything that fits at all: a watermark must not lock a large prompt out.
             spare = watermark if seqs else 0
-            if left < 1 or seqs >= view.limits.max_seqs or pages + spare > free:
+            if left < 1 or seqs >= places or pages + spare > free:
                 break
             tokens = min(job.left, left, self.chunk(job))
             batch.chunks.append(Chunk(job, tokens))
@@ -126,10 +129,8 @@ class Sarathi(Scheduler):
             )
             return view.cost(load) <= tbt
 
-        low, high = (
-            1,
-            LARGEST_BUDGET,
-        )  # a chunk of 1 always: a limit below the decodes' own time must not starve prompts
+        # A chunk of 1 always: a limit below the decodes' own time must not starve prompts.
+        low, high = 1, LARGEST_BUDGET
         while low < high:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if holds(middle) else (low, middle - 1)
@@ -150,6 +151,4 @@ class SarathiServe(SchedulerSystem[SarathiSettings]):
 
     card = SYSTEM
     settings = SarathiSettings
-
-    def make(self, settings: SarathiSettings) -> Sarathi:
-        return Sarathi(settings)
+    scheduler = Sarathi

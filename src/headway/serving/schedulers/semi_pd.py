@@ -233,6 +233,4 @@ class SemiPDSystem(SchedulerSystem[SemiPDSettings]):
 
     card = SYSTEM
     settings = SemiPDSettings
-
-    def make(self, settings: SemiPDSettings) -> SemiPD:
-        return SemiPD(settings)
+    scheduler = SemiPD

@@ -60,6 +60,4 @@ class StaticBatching(SchedulerSystem[StaticSettings]):
 
     card = SYSTEM
     settings = StaticSettings
-
-    def make(self, settings: StaticSettings) -> RequestLevel:
-        return RequestLevel(settings)
+    scheduler = RequestLevel

@@ -64,6 +64,4 @@ class VllmLike(SchedulerSystem[VllmLikeSettings]):
 
     card = SYSTEM
     settings = VllmLikeSettings
-
-    def make(self, settings: VllmLikeSettings) -> PrefillFirst:
-        return PrefillFirst(settings)
+    scheduler = PrefillFirst
