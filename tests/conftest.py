@@ -6,10 +6,15 @@ Fault suites hand their figures to the fixture `figures`; they are printed at th
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, by torch too
 
@@ -31,6 +36,30 @@ def figures(request: pytest.FixtureRequest) -> Callable[..., None]:
         request.config.stash.setdefault(FIGURES, []).append(f"{request.node.nodeid}: {shown}")
 
     return record
+
+
+CHROMIUM = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-sync",
+)
+
+
+@pytest.fixture(scope="module")  # its event loop would be in the way of tests that run their own
+def browser() -> Iterator[Browser]:
+    """The system's Chromium, headless, asking nothing of anybody."""
+    from playwright.sync_api import sync_playwright
+
+    path = shutil.which("chromium")
+    if path is None:
+        pytest.fail("no chromium on this machine; run: apt-get install -y --no-install-recommends chromium")
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=path, args=list(CHROMIUM))
+        yield started
+        started.close()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

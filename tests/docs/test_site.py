@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 from site_text import ROOT
 
 from headway.cli.main import VERBS
@@ -20,15 +18,6 @@ from headway.core.packaged import PACKAGED
 from headway.core.registry import systems
 from headway.core.slots import SLOTS
 
-FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 LOADED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "link": "href"}
 
 
@@ -124,17 +113,6 @@ def test_links_lead_somewhere(site: Path, pages: dict[Path, Page]) -> None:
             assert target in pages, f"{page.path.relative_to(site)} links to {address}"
             if parts.fragment:
                 assert unquote(parts.fragment) in pages[target].anchors, f"{page.path.name}: {address}"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = shutil.which("chromium")
-    if path is None:
-        pytest.fail("no chromium on this machine; run: apt-get install -y --no-install-recommends chromium")
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
-        yield started
-        started.close()
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1180, "light"), (360, "dark"), (320, "light")])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -131,11 +130,3 @@ def iteration_time(model: LanguageModel, runtime: NativeRuntime, threads: int, p
 def cost_key(model: LanguageModel, threads: int) -> str:
     """Where the step cache keeps it."""
     return StepCache.key("iteration-time", model.fingerprint(), model.runtime_kind, read_machine().fingerprint, threads)
-
-
-def within(cost: IterationTime, measured: Measured, quantile: float) -> float:
-    """Quantile of the relative error of `cost` on measured batches."""
-    errors: Sequence[float] = [
-        abs(cost(load) / s - 1.0) for load, s in zip(measured.loads, measured.seconds, strict=True)
-    ]
-    return float(np.quantile(errors, quantile))

@@ -98,11 +98,6 @@ class TokenTrainer:
         """Of the sequence in work."""
         return 0 if self._work is None else self._work.nbytes
 
-    @property
-    def fixed_bytes(self) -> int:
-        """Adapters, their gradients twice (finished sequences and the one in work), and the optimiser's moments."""
-        return 3 * self.adapters.nbytes + self._adamw.nbytes
-
     def run(self, piece: Piece) -> None:
         """Do the next piece. Raises `ValueError` for another one, `Diverged` when the loss is no number."""
         after = self.position.after(piece)

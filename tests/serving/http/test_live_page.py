@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 from http_server import Home, Server
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
-FLAGS = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync")
 BODY = {"model": "tiny", "prompt": "the thing", "max_tokens": 900, "ignore_eos": True, "n": 8}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = shutil.which("chromium")
-    if path is None:
-        pytest.fail("no chromium on this machine; run: apt-get install -y --no-install-recommends chromium")
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
-        yield started
-        started.close()
 
 
 def opened(browser: Browser, server: Server, width: int, scheme: str, **options: object) -> tuple[Page, list[str]]:
