@@ -13,6 +13,7 @@ from headway.llm.families.table import family_named
 from headway.llm.language_model import LanguageModel
 from headway.llm.scoring import F32, I64, chunks
 from headway.optimize.engines.base import DECODED, Repeat
+from headway.optimize.engines.torch_eager import EagerEngine
 
 
 def make(model: LanguageModel, variant: str, threads: int) -> list[TransformersEngine]:
@@ -20,8 +21,10 @@ def make(model: LanguageModel, variant: str, threads: int) -> list[TransformersE
     return [TransformersEngine(model, variant)]
 
 
-class TransformersEngine:
+class TransformersEngine(EagerEngine):
     """The file's weights, dequantised to the data type."""
+
+    peer = "transformers"
 
     def __init__(self, model: LanguageModel, variant: str = "") -> None:
         try:
@@ -29,21 +32,14 @@ class TransformersEngine:
             import transformers
         except ModuleNotFoundError as error:
             raise Lacking(f"{error.name} is not installed", "pip install torch transformers") from None
-        types = {"": torch.float32, "f32": torch.float32, "bf16": torch.bfloat16}
-        if variant not in types:
-            raise BadInput(f"transformers has no variant {variant!r} here", "variants are: f32, bf16")
-        self.torch, self.transformers, self.version = torch, transformers, transformers.__version__
-        self.name = f"transformers:{variant}" if variant else "transformers"
         arch = model.architecture
-        self.module: Any = transformers.AutoModelForCausalLM.from_config(_config(transformers, arch))
-        self.module.load_state_dict({name: torch.from_numpy(value) for name, value in _checkpoint(model).items()})
-        self.module.to(types[variant]).eval()
-        self.vocabulary = arch.vocab
-        self.size_bytes = sum(p.numel() * p.element_size() for p in self.module.parameters())
-        self.bits = 8.0 * types[variant].itemsize
+        module: Any = transformers.AutoModelForCausalLM.from_config(_config(transformers, arch))
+        module.load_state_dict({name: torch.from_numpy(value) for name, value in _checkpoint(model).items()})
+        super().__init__(module, variant, arch.vocab)
+        self.transformers, self.version = transformers, transformers.__version__
 
     def prefill(self, tokens: I64) -> Repeat:
-        fed = self._batch(tokens)
+        fed = self.batch(tokens)
 
         def repeat() -> None:
             with self.torch.inference_mode():
@@ -52,7 +48,7 @@ class TransformersEngine:
         return repeat
 
     def decode(self, tokens: I64, batch: int, depth: int) -> Repeat:
-        fed = self._batch(tokens).expand(batch, -1)
+        fed = self.batch(tokens).expand(batch, -1)
         cache = self.transformers.DynamicCache()
         with self.torch.inference_mode():
             self.module(fed[:, :depth], past_key_values=cache, logits_to_keep=1)
@@ -69,13 +65,7 @@ class TransformersEngine:
         cache = self.transformers.DynamicCache()
         for at, end in chunks(len(part) - 1, self.vocabulary):
             with self.torch.inference_mode():
-                yield at, self.module(self._batch(part[at:end]), past_key_values=cache).logits[0].float().numpy()
-
-    def _batch(self, tokens: I64) -> Any:
-        return self.torch.from_numpy(np.array(tokens, np.int64))[None]
-
-    def close(self) -> None:
-        """Caches are freed with the repetitions that hold them."""
+                yield at, self.module(self.batch(part[at:end]), past_key_values=cache).logits[0].float().numpy()
 
 
 def _checkpoint(model: LanguageModel) -> dict[str, F32]:
