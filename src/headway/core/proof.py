@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from headway.core.errors import BadInput
+from headway.core.evidence import Evidence
 from headway.core.progress import Progress
 from headway.core.registry import Entry
 
 if TYPE_CHECKING:
-    from headway.core.evidence import Evidence
     from headway.core.model import Model
     from headway.core.target import Target
 
@@ -34,6 +34,13 @@ class ProofContext:
     threads: int = 0
     seed: int = 0
     progress: Progress = field(default_factory=Progress)
+
+    def begin(self, slug: str, threads: int, model: Model | None = None) -> Evidence:
+        """The evidence of a proof that starts now, on a model where it has one."""
+        evidence = Evidence.begin("prove", slug, self.target, self.seed, threads)
+        if model is not None:
+            evidence.model = {"name": model.name, "fingerprint": model.fingerprint()}
+        return evidence
 
 
 def run(entry: Entry, context: ProofContext) -> tuple[Evidence, str]:

@@ -69,7 +69,7 @@ LIMITS = (0.120, 0.040)
 
 def prove(context: ProofContext) -> Evidence:
     """Raises `BadInput` for a model that is no language model."""
-    evidence = Evidence.begin("prove", SYSTEM.slug, context.target, context.seed, context.threads or cpu.threads())
+    evidence = context.begin(SYSTEM.slug, context.threads or cpu.threads())
     golden(evidence)
     exact(evidence, context)
     large(evidence, context)

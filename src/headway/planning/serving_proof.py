@@ -26,10 +26,9 @@ LOAD = 0.8
 
 def prove(context: ProofContext) -> Evidence:
     """Raises `BadInput` for a model that is no language model."""
-    evidence = Evidence.begin("prove", SYSTEM.slug, context.target, context.seed, context.threads or cpu.threads())
     models = variants(context)
     plain = models[DEFAULT.kv]
-    evidence.model = {"name": plain.model.name, "fingerprint": plain.model.fingerprint()}
+    evidence = context.begin(SYSTEM.slug, context.threads or cpu.threads(), plain.model)
     slo = limits(plain)
     trace = generate("azure-conv", 30 if context.quick else 80, 1.0, seed=context.seed).scaled(0.5, 1500, 96)
     settings = ServingSettings()

@@ -60,8 +60,7 @@ def prove(context: ProofContext) -> Evidence:
             f"{model.name} is no language model", f"prove bipolar-int on {MODEL}, a GGUF file or an LLM folder"
         )
     threads = context.threads or cpu.threads()
-    evidence = Evidence.begin("prove", SYSTEM.slug, context.target, context.seed, threads)
-    evidence.model = {"name": model.name, "fingerprint": model.fingerprint()}
+    evidence = context.begin(SYSTEM.slug, threads, model)
     exactness(evidence, context.seed)
     traffic(evidence)
     for level in dict.fromkeys((cpu.isa(), "avx2" if "avx2" in cpu.levels() else cpu.isa())):

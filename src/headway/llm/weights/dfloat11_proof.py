@@ -55,8 +55,7 @@ def prove(context: ProofContext) -> Evidence:
             f"{loaded.name} is no language model", f"prove dfloat11 on {MODEL}, a GGUF file or an LLM folder"
         )
     threads = context.threads or cpu.threads()
-    evidence = Evidence.begin("prove", SYSTEM.slug, context.target, context.seed, threads)
-    evidence.model = {"name": loaded.name, "fingerprint": loaded.fingerprint()}
+    evidence = context.begin(SYSTEM.slug, threads, loaded)
     with context.progress.task("rounding to bfloat16 and coding"):
         model = rounded(loaded).with_runtime("native", threads)
         small = apply(model, context, threads)

@@ -52,8 +52,7 @@ def prove(context: ProofContext) -> Evidence:
     if not isinstance(model, LanguageModel):
         raise BadInput(f"{model.name} is no language model", f"prove lut-gemm on {MODEL}, a GGUF file or an LLM folder")
     threads = context.threads or cpu.threads()
-    evidence = Evidence.begin("prove", SYSTEM.slug, context.target, context.seed, threads)
-    evidence.model = {"name": model.name, "fingerprint": model.fingerprint()}
+    evidence = context.begin(SYSTEM.slug, threads, model)
     exactness(evidence, context.seed)
     linear = [site for site in model.sites() if site.kind == "linear"]
     starts = [i for i, site in enumerate(linear) if site.name.rsplit(".")[-1] in ("q", "o", "gate", "down")]

@@ -46,8 +46,7 @@ WINDOWS = (1, 17, 128, 1 << 20, 0)
 def prove(context: ProofContext) -> Evidence:
     """Raises `BadInput` for a model that is no language model, or whose network the trainer does not cover."""
     bench = _Bench(Stand.of(context, SYSTEM.slug), context)
-    evidence = Evidence.begin("prove", SYSTEM.slug, context.target, context.seed, bench.stand.runtime.threads)
-    evidence.model = {"name": bench.stand.model.name, "fingerprint": bench.stand.model.fingerprint()}
+    evidence = context.begin(SYSTEM.slug, bench.stand.runtime.threads, bench.stand.model)
     replayed(evidence, context)
     exact(evidence, bench)
     curve(evidence, bench)

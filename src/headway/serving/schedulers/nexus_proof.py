@@ -34,8 +34,7 @@ BASELINE = "prefill-first (vLLM-like), Sarathi-Serve and semi-PD on the same eng
 def prove(context: ProofContext) -> Evidence:
     """Raises `BadInput` for a model that is no language model."""
     stand = Stand.of(context, SYSTEM.slug)
-    evidence = Evidence.begin("prove", SYSTEM.slug, context.target, context.seed, stand.runtime.threads)
-    evidence.model = {"name": stand.model.name, "fingerprint": stand.model.fingerprint()}
+    evidence = context.begin(SYSTEM.slug, stand.runtime.threads, stand.model)
     lanes = LaneStand(stand)
     model = predicted(evidence, lanes, context)
     searched(evidence, context)

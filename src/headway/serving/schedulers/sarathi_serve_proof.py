@@ -19,7 +19,7 @@ from headway.serving.capacity import capacity
 from headway.serving.outcome import Outcome
 from headway.serving.proof_runs import Stand, greedy_equal
 from headway.serving.replay import Replay, replay
-from headway.serving.schedulers.base import MAIN, SLO, Batch, Chunk, Limits, Plan, Scheduler, View, make_room
+from headway.serving.schedulers.base import MAIN, SLO, Batch, Limits, Plan, Scheduler, View, admit_whole, make_room
 from headway.serving.schedulers.orca_like import IterationLevel, OrcaLikeSettings
 from headway.serving.schedulers.sarathi_serve import SYSTEM, Sarathi, SarathiSettings
 from headway.serving.schedulers.vllm_like import PrefillFirst, VllmLikeSettings
@@ -34,8 +34,7 @@ QUICK_REQUESTS = 30
 def prove(context: ProofContext) -> Evidence:
     """Raises `BadInput` for a model that is no language model."""
     stand = Stand.of(context, SYSTEM.slug)
-    evidence = Evidence.begin("prove", SYSTEM.slug, context.target, context.seed, stand.runtime.threads)
-    evidence.model = {"name": stand.model.name, "fingerprint": stand.model.fingerprint()}
+    evidence = context.begin(SYSTEM.slug, stand.runtime.threads, stand.model)
     slo = SLO(tbt_s=5 * stand.decode_iteration(8, 1024))
     trace = workload(context)
     rate = 0.7 * stand.saturated_rate(vllm(), trace)
@@ -289,13 +288,7 @@ class WholeBeside(Scheduler):
         free = make_room(view, plan)
         if plan.preempt or plan.end:
             return plan
-        batch = Batch(decode="all" if view.decoding.count else ())
-        for job in view.waiting:
-            pages = view.pages_for(job, job.target)
-            if pages > free or view.seqs + len(batch.chunks) >= view.limits.max_seqs:
-                break
-            batch.chunks.append(Chunk(job, job.left))
-            free -= pages
+        batch = Batch(admit_whole(view, plan, free, 1 << 60), "all" if view.decoding.count else ())
         if batch:
             plan.lanes[MAIN] = batch
         return plan
