@@ -51,6 +51,7 @@ wheel: setup
 # Other processors are emulated: apt-get install qemu-user-static g++-aarch64-linux-gnu. Nothing is skipped without them.
 nightly: setup
 	$(BIN)/python -m pytest -m nightly
+	$(BIN)/python -m pytest --hypothesis-profile=anew
 
 clean:
 	rm -rf build dist site out .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis

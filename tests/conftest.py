@@ -1,4 +1,6 @@
-"""What holds for every test: Triton interprets its kernels, property tests have no deadline on a busy machine.
+"""What holds for every test: Triton interprets its kernels; property tests have no deadline and repeat.
+
+`--hypothesis-profile=anew`, which `make nightly` gives, draws other cases each time.
 
 Fault suites hand their figures to the fixture `figures`; they are printed at the end, passed or failed.
 """
@@ -18,8 +20,9 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, by torch too
 
-settings.register_profile("no-deadline", deadline=None)
-settings.load_profile("no-deadline")
+settings.register_profile("repeatable", deadline=None, derandomize=True)
+settings.register_profile("anew", deadline=None)
+settings.load_profile("repeatable")
 
 FIGURES = pytest.StashKey[list[str]]()
 

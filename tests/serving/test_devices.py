@@ -17,8 +17,9 @@ A100 = Roofline(170e12, 2e12, 16e9, 16e9, 5e5, 131072.0, 1e-3)
 PROMPT = Load(512, 512 * 256.0, 0, 0, 1, 1)
 ANSWERS = Load(32, 0.0, 32, 32 * 300, 32, 32)
 shares = st.floats(0.05, 0.95)
+rows = st.integers(0, 200)
 loads = st.builds(
-    Load, st.integers(1, 2000), st.floats(0, 1e6), st.integers(0, 200), st.integers(0, 100_000), st.integers(1, 200)
+    Load, st.integers(1, 2000), st.floats(0, 1e6), rows, st.integers(0, 100_000), st.integers(1, 200), rows
 )
 
 
