@@ -46,7 +46,7 @@ def read_legacy_pth(path: Path) -> dict[str, Array]:
     """Tensors by name. Raises `BadFile` with the byte for anything but a plain dictionary of tensors."""
     try:
         return _read(path, read_bytes(path, limit=LIMIT))
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise BadFile(path, 0, f"not a checkpoint ({error})") from None
 
 
