@@ -212,3 +212,23 @@ def test_a_report_replaces_reports_alone(tmp_path: Path) -> None:
     assert precious.read_text() == "mine"
     for _ in range(2):
         write_report(tmp_path / "report.html", [evidence])
+
+
+def test_a_text_that_is_too_short_is_refused_before_this_machine_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("measured the machine")
+
+    monkeypatch.setattr(api, "machine", never)
+    TinyFolder(tmp_path / "model").write()
+    model, short = tmp_path / "model", tmp_path / "short.txt"
+    short.write_text("a few words\n" * 10)
+    for run in (
+        lambda: headway.optimize(model, budget="size<=1MB", text=short),
+        lambda: headway.optimize(model, budget="size<=1MB", context=10**6),
+        lambda: api.apply_and_save("int4", model, tmp_path / "out", text=short),
+    ):
+        with pytest.raises(BadInput, match=r"two windows|windows of|does not fit"):
+            run()
+    assert not (tmp_path / "out").exists()

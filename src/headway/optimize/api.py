@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from headway.core import proof as proofs
 from headway.core.budget import Budget, Objective
@@ -25,6 +25,7 @@ from headway.core.workload import Workload
 from headway.optimize.applying import apply_recipe, calibrates, check, check_sites
 from headway.optimize.load import load
 from headway.optimize.request import Request, check_output, refuse, refuse_for
+from headway.optimize.subject import Split, Subject
 from headway.optimize.workloads import check_sources, make_workload, on_sample
 
 __all__ = ["Proof", "apply", "load", "optimize", "plan", "prove", "use_threads"]
@@ -97,13 +98,14 @@ def optimize(
     given = workload or make_workload(loaded, text=text, data=data, quality=quality, context=context)
     if is_bare(loaded, given):
         raise BadInput(f"{loaded.name} brings no data of its own", "give inputs with --data FILE or data=[...]")
+    subject, inputs = _judged(loaded, given, calibrated=True)
     return run(
         Request(
-            loaded,
+            subject,
             target or machine(progress),
             parsed,
             objective,
-            given,
+            inputs,
             fixed,
             only=only,
             without=without,
@@ -280,18 +282,19 @@ def apply_and_save(
     count = use_threads(threads)
     progress = progress or Progress()
     loaded = load(model)
-    here = machine(progress)
-    check(parsed, loaded, here)
     given = workload or make_workload(loaded, text=text, data=data)
     notes = []
     if is_bare(loaded, given):
         given = on_sample(loaded, given)
         notes = [_bare_note(loaded, parsed, judged=True)]
         progress.note(notes[0])
+    subject, inputs = _judged(loaded, given, calibrated=calibrates(parsed))
+    here = machine(progress)
+    check(parsed, loaded, here)
     request = Request(
-        loaded,
+        subject,
         here,
-        workload=given,
+        calibration=inputs,
         recipe=parsed,
         searches=False,
         threads=count,
@@ -302,6 +305,16 @@ def apply_and_save(
         progress=progress,
     )
     return measure_recipe(request)
+
+
+def _judged(model: Model, workload: Workload, calibrated: bool) -> tuple[Subject, Sequence[tuple[Any, ...]]]:
+    """The subject and its calibration inputs; what is too short or too long is refused before anything is measured."""
+    from headway.optimize.subjects import make_subject
+
+    subject = make_subject(model, workload)
+    for split in get_args(Split):
+        subject.units(split)
+    return subject, subject.calibration() if calibrated else ()
 
 
 @dataclass(frozen=True)

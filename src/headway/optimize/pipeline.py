@@ -25,7 +25,7 @@ from headway.optimize.request import Request
 from headway.optimize.result import Result
 from headway.optimize.search import Corrections, Space, propose
 from headway.optimize.subject import Subject
-from headway.optimize.subjects import make_subject, stored_forms
+from headway.optimize.subjects import stored_forms
 
 EXPLORED = 5
 """Recipes of the first ladder."""
@@ -90,10 +90,10 @@ class Search:
 
     @classmethod
     def begin(cls, request: Request) -> Search:
-        subject = make_subject(request.model, request.workload)
+        subject = request.subject
         context = Context(
             request.target,
-            subject.calibration() if request.calibrates else (),
+            request.calibration,
             StepCache(),
             request.threads,
             request.seed,

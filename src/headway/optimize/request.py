@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from headway.core.budget import METRICS, Budget, Objective
 from headway.core.errors import BadInput, Lacking
@@ -15,9 +16,9 @@ from headway.core.recipe import Recipe
 from headway.core.registry import entry, systems
 from headway.core.slots import slot
 from headway.core.target import Target
-from headway.core.workload import Workload
-from headway.optimize.applying import calibrates, prepared
+from headway.optimize.applying import prepared
 from headway.optimize.report import is_report
+from headway.optimize.subject import Subject
 
 MEASURED = {
     "language": ("tpot_s", "ttft_s", "throughput_tok_s", "kl", "top1_agreement"),
@@ -30,11 +31,12 @@ MEASURED = {
 class Request:
     """`only` and `without` name systems; `recipe` is a fixed part that every candidate begins with."""
 
-    model: Model
+    subject: Subject
     target: Target
     budget: Budget = field(default_factory=Budget)
     objective: Objective = field(default_factory=Objective)
-    workload: Workload = field(default_factory=Workload)
+    calibration: Sequence[tuple[Any, ...]] = ()
+    """Inputs for the systems that ask for some."""
     recipe: Recipe = field(default_factory=Recipe)
     searches: bool = True
     """False: the recipe alone is applied and measured."""
@@ -51,9 +53,8 @@ class Request:
     progress: Progress = field(default_factory=Progress)
 
     @property
-    def calibrates(self) -> bool:
-        """Whether anything that may run asks for calibration inputs."""
-        return self.searches or calibrates(self.recipe)
+    def model(self) -> Model:
+        return self.subject.model
 
 
 def refuse(
