@@ -1,4 +1,4 @@
-"""Laws of every scheduler, in the simulator: tokens and pages are conserved, nobody is forgotten, runs repeat."""
+"""Every scheduler at its edges: what never fits, what outgrows the pages, famine, long queues; recipes carry them."""
 
 from __future__ import annotations
 
@@ -6,46 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from serving_traces import SCHEDULERS, SETTINGS, run, scheduler, traces
+from serving_traces import SCHEDULERS, run, scheduler
 
 import headway
 from headway.core.errors import BadInput
 from headway.llm.language_model import LanguageModel
 from headway.llm.saved import load_saved
-from headway.serving.schedulers.base import MAIN, Limits
-from headway.serving.schedulers.sarathi_serve import Sarathi, SarathiSettings
+from headway.serving.schedulers.base import Limits
 from headway.serving.simulator import Setting
 from headway.serving.state import LOOK_AHEAD
 from headway.serving.trace import Trace
-
-
-@pytest.mark.parametrize("slug", SCHEDULERS)
-@given(trace=traces(), setting=SETTINGS)
-@settings(max_examples=60, deadline=None)
-def test_every_request_gets_its_tokens(slug: str, trace: Trace, setting: Setting) -> None:
-    outcome = run(trace, scheduler(slug), setting)
-    assert outcome.unfinished == 0 and outcome.rejected == 0
-    assert (outcome.generated == trace.output).all()
-    assert (outcome.ttft > 0).all() and (outcome.finish >= outcome.ttft).all()
-    # Every token but a request's first (of each stay) closes a gap, and no computed row is counted twice.
-    values, counts = outcome.gaps
-    assert counts.sum() == (trace.output - 1).sum()
-    assert (values > 0).all()
-    cached = setting.prefix and trace.keys is not None
-    rows = trace.prompt.sum() + (trace.output - 1).sum()
-    assert outcome.tokens == rows if not cached and not outcome.preemptions.sum() else outcome.tokens > 0
-
-
-@pytest.mark.parametrize("slug", SCHEDULERS)
-@given(trace=traces(), setting=SETTINGS)
-@settings(max_examples=15, deadline=None)
-def test_a_run_repeats(slug: str, trace: Trace, setting: Setting) -> None:
-    first: list[object] = []
-    second: list[object] = []
-    run(trace, scheduler(slug), setting, first)
-    run(trace, scheduler(slug), setting, second)
-    assert first == second
 
 
 @pytest.mark.parametrize("slug", SCHEDULERS)
@@ -71,28 +41,6 @@ def test_famine_preempts_and_still_finishes(slug: str) -> None:
     trace = Trace(np.zeros(60), random.integers(1, 81, 60), random.integers(20, 41, 60))
     outcome = run(trace, scheduler(slug), Setting(pages=37, page_tokens=4, limits=Limits(max_seqs=32)))
     assert outcome.unfinished == 0 and (outcome.generated == trace.output).all()
-
-
-@given(trace=traces(), setting=SETTINGS)
-@settings(max_examples=60, deadline=None)
-def test_sarathi_never_exceeds_its_budget(trace: Trace, setting: Setting) -> None:
-    budget = 6  # fewer than the requests that may run
-    made = Sarathi(SarathiSettings(token_budget=budget))
-    seen: list[int] = []
-
-    class Watched(Sarathi):
-        def decide(self, view):  # type: ignore[no-untyped-def]
-            plan = made.decide(view)
-            batch = plan.lanes.get(MAIN)
-            if batch is not None:
-                chunks = sum(chunk.tokens for chunk in batch.chunks)
-                seen.append(chunks + view.decoding.count)
-                assert batch.decode == "all" or not view.decoding.count  # decodes are never left out
-            return plan
-
-    run(trace, Watched(made.settings), setting)
-    assert max(seen) <= budget
-    assert sum(seen) >= (trace.output - 1).sum()
 
 
 @pytest.mark.parametrize("slug", SCHEDULERS)
