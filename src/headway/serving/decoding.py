@@ -89,25 +89,42 @@ class Decoding:
         self._needed -= 1
         self._grow_at(job, job.pages * self._page_tokens - job.done_base)
 
-    def advance(self, now: float, gaps: list[tuple[float, int]]) -> list[Job]:
-        """Everyone got a token; returns those at their end. `gaps` takes (seconds since the last one, how many)."""
+    @property
+    def quiet(self) -> int:
+        """Tokens that everyone can get before somebody needs a page or is at its end, that end's token included."""
+        return min(min(job.grow_tick, job.end_tick) for job in self._members.values()) - self.tick
+
+    def advance(self, now: float, gaps: list[tuple[float, int]], earlier: Sequence[float] = ()) -> list[Job]:
+        """Everyone got a token; returns those at their end. `gaps` takes (seconds since the last one, how many).
+
+        earlier: when they got others before it, at most `quiet` with this one.
+        """
+        for at in earlier:
+            self._advance(at, gaps)
+        return self._advance(now, gaps)
+
+    def _advance(self, now: float, gaps: list[tuple[float, int]]) -> list[Job]:
         count = len(self._members)
         own = 0
-        for job in self._joined.values():
-            if job.last_tick == self.tick and job.id in self._members:
-                gaps.append((now - job.last, 1))
-                own += 1
-        self._joined.clear()
+        if self._joined:
+            for job in self._joined.values():
+                if job.last_tick == self.tick and job.id in self._members:
+                    gaps.append((now - job.last, 1))
+                    own += 1
+            self._joined.clear()
         if count > own:
             gaps.append((now - self.tick_time, count - own))
         self._grow.pop(self.tick, None)
         self.tick += 1
         self.tick_time = now
         self.context += count
-        self._needed = sum(
-            job.id in self._members and job.grow_tick == self.tick for job in self._grow.get(self.tick, {}).values()
+        growing = self._grow.get(self.tick)
+        self._needed = (
+            sum(j.id in self._members and j.grow_tick == self.tick for j in growing.values()) if growing else 0
         )
-        return [j for j in self._end.pop(self.tick, {}).values() if j.id in self._members and j.end_tick == self.tick]
+        if self.tick not in self._end:
+            return []
+        return [j for j in self._end.pop(self.tick).values() if j.id in self._members and j.end_tick == self.tick]
 
     def advance_some(self, jobs: Sequence[Job], now: float, gaps: list[tuple[float, int]]) -> list[Job]:
         """As `advance`, for some of them."""

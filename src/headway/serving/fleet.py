@@ -11,7 +11,7 @@ from typing import Protocol
 
 from headway.serving.dispatch.base import Call, Dispatcher
 from headway.serving.job import Job
-from headway.serving.outcome import Outcome
+from headway.serving.outcome import Record
 from headway.serving.schedulers.base import Scheduler
 from headway.serving.simulator import Device, Instance, Setting
 from headway.serving.state import State
@@ -83,7 +83,7 @@ def simulate_fleet(
     machines: Sequence[Machine],
     work: Work,
     dispatcher: Dispatcher,
-    record: Outcome,
+    record: Record,
     *,
     losses: Sequence[tuple[float, int]] = (),
     until: float = float("inf"),
@@ -102,7 +102,7 @@ def simulate_fleet(
         at = dispatcher.route(call, fleet)
         fleet.placed[call.job.id] = at
         calls[call.job.id] = call
-        if fleet.instances[at].instance.submit(call.job):
+        if fleet.instances[at].instance.submit(call.job, fleet.now):
             touched.add(at)
         else:
             leave(call.job, at, touched)
@@ -158,6 +158,6 @@ def _lose(fleet: Fleet, at: int, calls: dict[int, Call]) -> list[Call]:
         if where == at and id in calls:
             call = calls.pop(id)
             old = call.job
-            call.job = Job(old.id, old.arrival, old.prompt, old.most, old.keys, old.deadline)
+            call.job = Job(old.id, old.arrival, old.prompt, old.most, old.keys, old.deadline, old.stage)
             held.append(call)
     return held

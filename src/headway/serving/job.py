@@ -28,6 +28,8 @@ class Job:
     """One key for each full page of the prompt, equal where the tokens are: what prefixes are shared by."""
     deadline: float | None = None
     """When it should be done, where it has a limit."""
+    stage: str = ""
+    """What kind of call it is, in a workflow: its time is estimated by that."""
 
     phase: int = WAITING
     target: int = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,53 @@ from headway.serving.job import Job
 from headway.serving.trace import Trace
 
 F64 = npt.NDArray[np.float64]
+
+
+class Record(Protocol):
+    """What takes down a load run."""
+
+    def end(self, job: Job) -> None:
+        """A request is over."""
+        ...
+
+    def reject(self, job: Job) -> None: ...
+
+    def batch(self, now: float, load: Load, seconds: float) -> None: ...
+
+    def take_gaps(self, gaps: list[tuple[float, int]]) -> None: ...
+
+    def finish_run(self, now: float, unfinished: int) -> object: ...
+
+
+@dataclass
+class Totals:
+    """A record that keeps nothing of single requests, for work whose requests are not known before it runs."""
+
+    ended: int = 0
+    rejected: int = 0
+    iterations: int = 0
+    busy_s: float = 0.0
+    """Time of batches, summed over lanes and instances."""
+    end_s: float = 0.0
+    unfinished: int = 0
+
+    def end(self, job: Job) -> None:
+        self.ended += job.first is not None
+        self.rejected += job.first is None
+
+    def reject(self, job: Job) -> None:
+        self.rejected += 1
+
+    def batch(self, now: float, load: Load, seconds: float) -> None:
+        self.iterations += 1
+        self.busy_s += seconds
+
+    def take_gaps(self, gaps: list[tuple[float, int]]) -> None:
+        gaps.clear()
+
+    def finish_run(self, now: float, unfinished: int) -> Self:
+        self.end_s, self.unfinished = now, unfinished
+        return self
 
 
 @dataclass

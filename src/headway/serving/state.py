@@ -15,7 +15,7 @@ from headway.hardware.iteration_time import IterationTime
 from headway.serving.decoding import Decoding
 from headway.serving.job import DECODE, DONE, PREFILL, WAITING, Job
 from headway.serving.prefix import Node, PrefixTree
-from headway.serving.schedulers.base import ALL, SLO, Batch, Limits, Plan
+from headway.serving.schedulers.base import ALL, SLO, Batch, Limits, Plan, never_fits
 from headway.serving.tuning import Tuning
 
 LOOK_AHEAD = 16
@@ -128,6 +128,14 @@ class State:
         return job.busy or (self._decodes_run and job in self.decoding)
 
     @property
+    def settled(self) -> bool:
+        """Whether all that hold pages generate, and nobody who waits has a place or is to be refused."""
+        if self._prefilling or self._late:
+            return False
+        full = self.seqs >= self.limits.max_seqs
+        return not self._waiting or (full and not never_fits(self, self._waiting[0]))
+
+    @property
     def busy(self) -> bool:
         """Whether any request is not done."""
         return bool(self._waiting or self._prefilling or self._late or self.decoding.count)
@@ -161,8 +169,8 @@ class State:
     def look(self, now: float) -> None:
         """Before a scheduler is asked: the time, and what the prefix tree has for those who wait."""
         self.now = now
-        if self._order is not None and len(self._waiting) > 1:
-            order = self._order
+        if self._order is not None and len(self._waiting) > 1 and self.seqs < self.limits.max_seqs:
+            order = self._order  # without a place nobody is admitted, and no order matters
             self._waiting = deque(sorted(self._waiting, key=lambda job: (order(job, now), job.arrival, job.id)))
         if self.prefix is not None:
             for at, job in enumerate(self._waiting):
@@ -196,9 +204,10 @@ class State:
             self.idle -= {lane}
         return over
 
-    def complete(self, lane: str, batch: Batch, now: float) -> list[Job]:
+    def complete(self, lane: str, batch: Batch, now: float, earlier: Sequence[float] = ()) -> list[Job]:
         """A batch is done: every decode of it got a token, and so did every prompt that it finished.
 
+        earlier: when the same batch, of all decodes, was done before that (see `Decoding.advance`).
         Returns the requests that are at their last token; they have left their pages.
         """
         self.idle |= {lane}
@@ -206,7 +215,7 @@ class State:
         ended: list[Job] = []
         if batch.decode:
             if batch.decode == ALL:
-                ended = self.decoding.advance(now, self.gaps)
+                ended = self.decoding.advance(now, self.gaps, earlier)
             else:
                 ended = self.decoding.advance_some(batch.decode, now, self.gaps)  # type: ignore[arg-type]
             self._decodes_run = False

@@ -192,6 +192,11 @@ class Scheduler(ABC):
     """Lanes whose batches run at the same time over one set of weights and pages."""
     tunes: bool = False
     """Whether it gives a training job any work."""
+    steady: bool = False
+    """Whether, once it runs all decodes alone, it goes on so until somebody comes, ends or needs a page.
+
+    The simulator then asks it once for many passes.
+    """
 
     @abstractmethod
     def decide(self, view: View) -> Plan:

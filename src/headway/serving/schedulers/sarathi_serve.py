@@ -69,6 +69,8 @@ class SarathiSettings(Settings):
 class Sarathi(Scheduler):
     """Passes of one iteration: decodes, partly read prompts, new prompts."""
 
+    steady = True
+
     def __init__(self, settings: SarathiSettings) -> None:
         self.settings = settings
 

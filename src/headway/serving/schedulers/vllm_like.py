@@ -43,6 +43,8 @@ class VllmLikeSettings(Settings):
 class PrefillFirst(Scheduler):
     """An iteration reads prompts, or decodes: never both."""
 
+    steady = True
+
     def __init__(self, settings: VllmLikeSettings) -> None:
         self.settings = settings
 
