@@ -13,8 +13,11 @@ from headway.cli.console import Session
 def command(
     session: Session,
     system: Annotated[str, typer.Argument(help="SYSTEM: a planner, e.g. melange or serving.")],
-    problem: Annotated[Path, typer.Argument(help="PROBLEM: a .toml file.")],
+    problem: Annotated[Path | None, typer.Argument(help="PROBLEM: a .toml file.")] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to write the plan (JSON).")] = None,
+    trace: Annotated[
+        Path | None, typer.Option("--trace", help="The problem's trace; without PROBLEM: all of it.")
+    ] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="FIELD=VALUE: a setting of the planner.")] = None,
 ) -> int:
     """Make a plan for a problem; exit 1 when no plan does all that is asked (the nearest is still written)."""
@@ -24,6 +27,7 @@ def command(
         system,
         problem,
         settings or (),
+        trace=trace,
         output=output,
         threads=session.threads,
         seed=session.seed,

@@ -30,6 +30,7 @@ SLOTS: dict[str, Slot] = {
         Slot("experts", "exclusive", "how mixture-of-experts layers dispatch"),
         Slot("adapters", "ordered", "small additions to frozen weights"),
         Slot("scheduler", "exclusive", "which requests run in the next batch", searched=False),
+        Slot("dispatch", "exclusive", "which instance of a fleet takes a call", searched=False),
         Slot("denoiser-steps", "ordered", "how a diffusion model walks from noise to image"),
         Slot("placement", "exclusive", "what runs where"),
         Slot("network", "exclusive", "the family of the network itself"),

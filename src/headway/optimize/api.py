@@ -157,9 +157,10 @@ def plan(
 
 def plan_problem(
     slug: str,
-    problem: str | Path,
+    problem: str | Path | None,
     settings: Sequence[str] = (),
     *,
+    trace: str | Path | None = None,
     output: str | Path | None = None,
     threads: int = 0,
     seed: int = 0,
@@ -167,7 +168,8 @@ def plan_problem(
 ) -> tuple[dict[str, Any], str]:
     """A planner's plan for a problem file, as a JSON document and for people; written to `output` if that is given.
 
-    settings: `field=value` each, in the grammar of recipes. Everything is checked before anything runs. Raises
+    settings: `field=value` each, in the grammar of recipes. trace: the problem's `trace`, a path from here; it may be
+    all that there is of a problem. Everything is checked before anything runs. Raises
     `BadInput` for a system that is no planner, and for a problem that breaks a rule.
     """
     found = entry(slug)
@@ -177,7 +179,11 @@ def plan_problem(
     values = Recipe.parse(f"{slug}({', '.join(settings)})").steps[0].settings
     planner: Any = found.load()
     parsed = planner.settings.parse(values, slug)
-    document = read_toml(problem)
+    if problem is None and trace is None:
+        raise BadInput("no problem", f"give one: headway plan {slug} PROBLEM.toml")
+    document = read_toml(problem) if problem is not None else {}
+    if trace is not None:
+        document["trace"] = str(Path(trace).absolute())
     if output is not None and (not Path(output).parent.is_dir() or Path(output).is_dir()):
         raise BadInput(f"cannot write {str(output)!r}", "name a file in a folder that is there")
     count = use_threads(threads)
@@ -187,7 +193,9 @@ def plan_problem(
         loaded: Model = load(model)
         return apply(recipe, loaded, threads=count, seed=seed, progress=progress) if recipe else loaded
 
-    context = PlanContext(made, Path(problem).parent, str(problem), count, seed, progress)
+    source = problem if problem is not None else "--trace"
+    folder = Path(problem).parent if problem is not None else Path()
+    context = PlanContext(made, folder, str(source), count, seed, progress)
     plan = {"schema": PLAN_SCHEMA, "system": slug, **planner.plan(document, parsed, context)}
     if output is not None:
         atomic_write_json(output, plan)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from headway.serving.dispatch.base import Call, Dispatcher
+from headway.serving.dispatch.base import Call, Dispatcher, InstanceView
 from headway.serving.job import Job
 from headway.serving.outcome import Record
 from headway.serving.schedulers.base import Scheduler
@@ -73,7 +73,7 @@ class _Place:
 class Fleet:
     """A fleet as its dispatcher sees it."""
 
-    instances: list[_Place]
+    instances: Sequence[InstanceView]
     now: float = 0.0
     placed: dict[int, int] = field(default_factory=dict)
     """Instance by the id of a call's job."""
@@ -92,7 +92,8 @@ def simulate_fleet(
 
     losses: (when, which) instances die; what they held is dispatched again and computed from its start.
     """
-    fleet = Fleet([_Place(m.kind, Instance(m.scheduler(), m.device, m.setting, record)) for m in machines])
+    places = [_Place(m.kind, Instance(m.scheduler(), m.device, m.setting, record)) for m in machines]
+    fleet = Fleet(places)
     calls: dict[int, Call] = {}
     deaths = sorted(losses)
     arriving = iter(work.arrivals())
@@ -102,7 +103,7 @@ def simulate_fleet(
         at = dispatcher.route(call, fleet)
         fleet.placed[call.job.id] = at
         calls[call.job.id] = call
-        if fleet.instances[at].instance.submit(call.job, fleet.now):
+        if places[at].instance.submit(call.job, fleet.now):
             touched.add(at)
         else:
             leave(call.job, at, touched)
@@ -114,7 +115,7 @@ def simulate_fleet(
             place(child, touched)
 
     while True:
-        first, at = min(((place_.instance.end, i) for i, place_ in enumerate(fleet.instances)), default=(INFINITE, -1))
+        first, at = min(((place_.instance.end, i) for i, place_ in enumerate(places)), default=(INFINITE, -1))
         arrival = upcoming[0] if upcoming is not None else INFINITE
         death = deaths[0][0] if deaths else INFINITE
         now = min(first, arrival, death)
@@ -123,11 +124,13 @@ def simulate_fleet(
         fleet.now = now
         touched: set[int] = set()
         if first == now:
-            for job in fleet.instances[at].instance.complete(now):
+            for job in places[at].instance.complete(now):
                 leave(job, at, touched)
             touched.add(at)
         elif death == now:
             lost = deaths.pop(0)[1]
+            places[lost].alive = False
+            places[lost].instance.end = INFINITE
             for call in _lose(fleet, lost, calls):
                 dispatcher.done(call, lost, fleet)
                 place(call, touched)
@@ -136,10 +139,10 @@ def simulate_fleet(
             upcoming = next(arriving, None)
         while touched:
             index = touched.pop()
-            if fleet.instances[index].alive:
-                for job in fleet.instances[index].instance.start(now):
+            if places[index].alive:
+                for job in places[index].instance.start(now):
                     leave(job, index, touched)
-    for held in fleet.instances:
+    for held in places:
         record.take_gaps(held.state.gaps)
     record.finish_run(fleet.now, len(calls) + sum(1 for _ in arriving) + (upcoming is not None))
     return fleet
@@ -150,9 +153,6 @@ INFINITE = float("inf")
 
 def _lose(fleet: Fleet, at: int, calls: dict[int, Call]) -> list[Call]:
     """An instance is gone: the calls it held, as they came to it."""
-    place = fleet.instances[at]
-    place.alive = False
-    place.instance.end = INFINITE
     held = []
     for id, where in list(fleet.placed.items()):
         if where == at and id in calls:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from headway.core.errors import Lacking
@@ -21,10 +21,16 @@ class Call:
     """A request to be placed. What it will generate is unknown: `job.most` is a bound, in the simulator the truth."""
 
     job: Job
-    stage: str = ""
-    """Of the workflow it belongs to."""
     query: Any = None
     """Whose call it is, where queries have several."""
+    prefix: int = 0
+    """Tokens that its prompt begins with and shares with every call of its template."""
+    template: str = ""
+    """Calls of one template share `prefix`."""
+    request: Any = None
+    """What a real engine is asked (`Request`)."""
+    answer: list[int] = field(default_factory=list)
+    """The tokens a real engine gave."""
 
 
 class InstanceView(Protocol):
