@@ -149,7 +149,7 @@ class Engine:
         self._ids += 1
         job = Job(self._ids, self.clock() if arrival is None else arrival, count, request.max_tokens)
         answer = _Answer(request, job, Sampler(request.sampling, tokens), tokens)
-        answer.job.deadline = request.deadline
+        answer.job.deadline, answer.job.stage = request.deadline, request.stage
         self._answers[self._ids] = answer
         if self.state.prefix is not None:
             answer.job.keys = self.keys(answer.job)

@@ -42,6 +42,8 @@ class Request:
     salt: str = ""
     """Only requests with the same salt share pages."""
     deadline: float | None = None
+    stage: str = ""
+    """See `Job.stage`."""
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
