@@ -50,7 +50,7 @@ def prove(context: ProofContext) -> Evidence:
     """Raises `BadInput` for a model that is no language model."""
     from headway.serving.dispatch.hexgen_text2sql_real import real
 
-    evidence = Evidence.begin("prove", SYSTEM.slug, context.target, context.seed, context.threads or cpu.threads())
+    evidence = context.begin(SYSTEM.slug, context.threads or cpu.threads())
     seeds = range(context.seed, context.seed + (2 if context.quick else 5))
     fleets = {name: fleet(kinds) for name, kinds in FLEETS.items()}
     both_levels(evidence, context, fleets, seeds)
