@@ -55,15 +55,16 @@ class _Case:
         )
 
 
-def cases(context: int, seed: int, count: int) -> list[_Case]:
+def cases(context: int, seed: int, count: int, most_decodes: int = DECODES[-1]) -> list[_Case]:
     """Mixed batches that fit a context: pure decodes, pure chunks, and both together."""
     random = np.random.default_rng(seed)
     contexts = [c for c in CONTEXTS if c <= context // 2] or [max(context // 2, 1)]
-    found = [_Case(0, 0, n, contexts[0], False) for n in DECODES if n]
+    few = [n for n in DECODES if n <= most_decodes]
+    found = [_Case(0, 0, n, contexts[0], False) for n in few if n]
     found += [_Case(c, 0, 0, 0, False) for c in CHUNKS if c <= context]
     while len(found) < count:
         chunk = int(random.choice([0, *CHUNKS]))
-        decodes = int(random.choice(DECODES))
+        decodes = int(random.choice(few))
         before = int(random.choice([0, *contexts]))
         if chunk + decodes and before + chunk <= context:
             found.append(_Case(chunk, before, decodes, int(random.choice(contexts)), bool(random.random() < 0.5)))
@@ -71,11 +72,20 @@ def cases(context: int, seed: int, count: int) -> list[_Case]:
 
 
 def measure(
-    runtime: NativeRuntime, *, count: int = 120, seed: int = 0, progress: Progress | None = None, context: int = 4096
+    runtime: NativeRuntime,
+    *,
+    count: int = 120,
+    seed: int = 0,
+    progress: Progress | None = None,
+    context: int = 4096,
+    most_decodes: int = DECODES[-1],
 ) -> Measured:
-    """Time `count` kinds of batches, each in `REPEATS` rounds spread over the whole measurement."""
+    """Time `count` kinds of batches, each in `REPEATS` rounds spread over the whole measurement.
+
+    context, most_decodes: of the largest batches that the engine will run.
+    """
     context = min(context, runtime.architecture.context - 8)
-    todo = cases(context, seed, count)
+    todo = cases(context, seed, count, most_decodes)
     random = np.random.default_rng(seed)
     vocab = runtime.architecture.vocab
     pool: dict[int, list[NativeSession]] = {}

@@ -45,6 +45,8 @@ SCALE = 3.0
 QUESTIONS = 20
 SEQS = 6
 PAGES = 200
+CONTEXT = 640
+"""Tokens of the longest calls."""
 LOAD = 0.85
 """Of the rate at which round-robin ends everything that arrives at once."""
 
@@ -106,7 +108,8 @@ def bench(context: ProofContext, folder: Path) -> Bench:
     def fitted(item: tuple[int, str]) -> IterationTime:
         runtime = models[item[1]].runtime
         assert isinstance(runtime, NativeRuntime)
-        return measure(runtime, count=48 if context.quick else 72, seed=item[0], context=1024).fit()
+        count = 48 if context.quick else 72
+        return measure(runtime, count=count, seed=item[0], context=CONTEXT, most_decodes=SEQS).fit()
 
     tables = []
     with context.progress.task("measuring batches of both engines", 2), ThreadPoolExecutor(2) as both:
