@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,9 +13,11 @@ import torch
 
 from headway.core.cache import StepCache
 from headway.core.module_model import ModuleModel
+from headway.core.registry import entry
 from headway.core.system import Context
 from headway.llm.weights.dense import DenseWeight
-from headway.optimize.losses import Moments
+from headway.optimize import losses
+from headway.optimize.losses import Moments, choice_table
 
 
 def test_losses_are_kept_by_maker_and_infinite_ones_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,3 +41,20 @@ def test_losses_are_kept_by_maker_and_infinite_ones_left_out(tmp_path: Path, mon
     Moments(model, context).losses(made, "int4", 1, {"group_size": 32})
     Moments(model, Context(target, [(sample + 1,)], StepCache(tmp_path))).losses(made, "int4", 1, {"group_size": 64})
     assert asked == [first, second] * 3
+
+
+@pytest.mark.parametrize(("until", "expected"), [(math.inf, ["int4", "int8", "int4"]), (-math.inf, ["int4"])])
+def test_every_system_has_its_turn_before_further_options(
+    until: float, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample = torch.randn(2, 64)
+    net = torch.nn.Sequential(torch.nn.Linear(64, 8)).eval()
+    subject: Any = SimpleNamespace(model=ModuleModel(net, sample, name="one"), site_seconds=lambda *_: 1.0)
+    target: Any = None
+    context = Context(target, [(sample,)], StepCache(tmp_path), threads=1)
+    monkeypatch.setattr(losses, "calibrated", lambda target, *_: target)
+    offers = [
+        (slug, entry(slug).load(), options) for slug, options in (("int4", [{}, {"group_size": 64}]), ("int8", [{}]))
+    ]
+    table = choice_table(subject, context, offers, until)  # type: ignore[arg-type]
+    assert [choice.system for choice in table.choices[1:]] == expected

@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
+from itertools import chain, zip_longest
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ COPIED = 1e-12
 def make_space(subject: Subject, context: Context, request: Request, until: float = math.inf) -> Space:
     """What applies to this model on this machine and does not clash with the fixed part of the recipe.
 
-    until: by the monotonic clock; afterwards a system's further options are left out.
+    until: by the monotonic clock; afterwards further options are left out, all but the first of all.
     """
     fixed = {SLOTS[found.slot].name for found in (systems()[step.system].card for step in request.recipe.steps)}
     weights: list[tuple[str, WeightTransform[Any], list[dict[str, Any]]]] = []
@@ -89,16 +90,17 @@ def choice_table(
     choices, losses = [KEEP], [dict.fromkeys((site.name for site in sites), 0.0)]
     held: list[Mapping[str, Weight]] = [{site.name: model.weight(site.name) for site in sites}]
     moments = Moments(model, context)
-    for slug, system, options in weights:
-        for option in options:
-            if time.monotonic() > until and choices[-1].system == slug:
-                break
-            settings = system.settings.parse({**option, "only": ["*"]}, slug)
-            taken = [site for site in sites if system.taken(settings, [site])]
-            made = system.weights(model, settings, context, taken)
-            choices.append(Choice(slug, tuple(sorted(option.items()))))
-            held.append(made)
-            losses.append(moments.losses(made, slug, system.version, option))
+    offers = [[(slug, system, option) for option in options] for slug, system, options in weights]
+    # Every system's first option, then every second: when the time is short each has had its turn.
+    for slug, system, option in filter(None, chain.from_iterable(zip_longest(*offers))):
+        if time.monotonic() > until and len(choices) > 1:
+            break
+        settings = system.settings.parse({**option, "only": ["*"]}, slug)
+        taken = [site for site in sites if system.taken(settings, [site])]
+        made = system.weights(model, settings, context, taken)
+        choices.append(Choice(slug, tuple(sorted(option.items()))))
+        held.append(made)
+        losses.append(moments.losses(made, slug, system.version, option))
     context.target = calibrated(context.target, held, context.threads, context.progress)
     stored = [[weights_of.get(site.name, held[0][site.name]) for weights_of in held] for site in sites]
     seconds = [
