@@ -14,12 +14,31 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headway.core.errors import BadFile, BadInput, Lacking
-from headway.core.evidence import Bar, Evidence, Ratio, Series
+from headway.core.evidence import Bar, Evidence, LoadRun, Ratio, Series, Timeline
 from headway.core.ledger import _MIGRATIONS, Ledger
 from headway.core.measure import AGAIN, Timing
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 TEXTS = st.text(max_size=8)
+MANY = st.lists(NUMBERS, max_size=3).map(tuple)
+COUNTS = st.integers(0, 2**40)
+LOAD_RUNS = st.builds(
+    LoadRun,
+    st.sampled_from(["engine", "simulator"]),
+    NUMBERS,
+    COUNTS,
+    COUNTS,
+    COUNTS,
+    COUNTS,
+    COUNTS,
+    NUMBERS,
+    NUMBERS,
+    NUMBERS,
+    st.none() | NUMBERS,
+    MANY,
+    MANY,
+    st.builds(Timeline, MANY, MANY, MANY, MANY),
+)
 EVIDENCE = st.builds(
     Evidence,
     st.sampled_from(["optimize", "prove"]),
@@ -34,6 +53,7 @@ EVIDENCE = st.builds(
     ),
     bars=st.lists(st.builds(Bar, TEXTS, TEXTS, TEXTS, TEXTS, st.booleans()), max_size=2),
     quality=st.dictionaries(TEXTS, NUMBERS, max_size=2),
+    load_runs=st.lists(LOAD_RUNS, max_size=2),
     notes=st.lists(TEXTS, max_size=2),
 )
 
@@ -56,6 +76,7 @@ def test_json_gives_the_evidence_back(evidence: Evidence) -> None:
         {"unknown": 1},
         {"series": [{"arm": 3}]},
         {"series": 4},
+        {"load_runs": [{"by": "guess"}]},
         {"ratios": [[]]},
         {"seed": "0"},
         {"bars": [{"name": 1}]},

@@ -5,8 +5,15 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
+from headway.core.registry import systems
+from headway.hardware.iteration_time import IterationTime
 from headway.optimize.report.run import Bar, Limit, Ratio, Run, Samples, Shown, SiteBits
+from headway.serving.load_run import Watch, record
+from headway.serving.schedulers.base import SLO
+from headway.serving.simulator import OneLane, Setting, simulate
+from headway.serving.trace import generate
 
 WINNER = 'lut-gemm(bits=4, group_size=64, only=["layers.*.attention.*", … +9])'
 LOSS = {8: 0.0004, 6: 0.003, 5: 0.009, 4: 0.032, 3: 0.21}
@@ -61,6 +68,34 @@ def proof(*, met: bool = True) -> Run:
         bars=bars,
         ratios=(Ratio("tpot_s", "dequantise", "look-up", 0.61, 0.59, 0.64, 30, None, "faster"),),
         seed=0,
+    )
+
+
+def loaded(*, limits: bool = True, rates: tuple[float, ...] = (0.4, 0.8, 1.2)) -> Run:
+    """A load run; what stands for the engine is a simulator whose batches take a little longer, unevenly."""
+    slo = SLO(ttft_s=2.0, tbt_s=0.2) if limits else SLO()
+    loads = []
+    for rate in rates:
+        trace = generate("azure-conv", 48, rate, seed=3).scaled(0.5, 1500, 96).at_rate(rate)
+        for by, slower in (("engine", 1.12), ("simulator", 1.0)):
+            cost = IterationTime((0, 8, 64), (0.012 * slower, 0.014 * slower, 0.06 * slower**2), 1e-7, 1e-7, 1e-5, 1e-5)
+            watch = Watch()
+            system: Any = systems()["sarathi-serve"].load()
+            scheduler = system.make(system.settings())
+            outcome = simulate(trace, scheduler, OneLane(cost), Setting(400, 64, slo=slo), watch=watch)
+            loads.append(record(by, outcome, rate, 400, slo, watch))
+    held = all(one.attainment is not None and one.attainment >= slo.quantile for one in loads)
+    return Run(
+        id="r1",
+        kind="bench",
+        subject="smollm2-135m",
+        met=held if limits else None,
+        command="headway bench smollm2-135m --trace azure-conv --budget 'ttft<=2s, latency<=200ms/token'",
+        loads=tuple(loads),
+        share=slo.quantile if limits else None,
+        workload={"trace": "azure-conv", "limits": "ttft<=2s, latency<=200ms/token"},
+        seed=0,
+        threads=2,
     )
 
 

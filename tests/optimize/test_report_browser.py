@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page
-from report_example import WINNER, example, proof
+from report_example import WINNER, example, loaded, proof
 
 from headway.optimize.report.page import page
 
@@ -29,6 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (made / "met.html").write_text(page([example()], [{"schema": 1}]), encoding="utf-8")
     (made / "missed.html").write_text(page([example(met=False), proof(met=False)]), encoding="utf-8")
     (made / "hostile.html").write_text(page([example(subject=HOSTILE, winner=HOSTILE)]), encoding="utf-8")
+    (made / "load.html").write_text(page([loaded()]), encoding="utf-8")
     return made
 
 
@@ -62,7 +63,7 @@ def winner_mark(opened: Opened) -> tuple[float, float]:
     return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
 
 
-@pytest.mark.parametrize("name", ["met", "missed", "hostile"])
+@pytest.mark.parametrize("name", ["met", "missed", "hostile", "load"])
 def test_it_draws_every_chart_and_asks_for_nothing(browser: Browser, folder: Path, name: str) -> None:
     opened = show(browser, folder / f"{name}.html")
     assert opened.complaints == []
@@ -131,9 +132,46 @@ def test_the_keyboard_reaches_every_candidate_and_control(browser: Browser, fold
     opened.page.context.close()
 
 
+def test_a_load_run_draws_each_rate_twice_and_follows_what_is_chosen(browser: Browser, folder: Path) -> None:
+    opened = show(browser, folder / "load.html")
+    card = opened.page.locator("#r1-load")
+    waits = card.locator(".plot[data-chart='waits']")
+    assert waits.locator("svg.marks .mark-line path").count() == 6  # three rates, engine and simulator
+    dashes = waits.locator("svg.marks .mark-line path").evaluate_all(
+        "lines => lines.map(line => getComputedStyle(line).strokeDasharray)"
+    )
+    assert sum(dash.startswith("5") for dash in dashes) == 3
+    assert waits.get_by_text("time to first token").count() == 1
+    card.get_by_role("radio", name="Time between tokens").check()
+    waits.locator("svg.marks").get_by_text("time between tokens").wait_for()
+    running = card.locator(".plot[data-chart='running'] svg.marks")
+    before = running.inner_html()
+    card.get_by_role("radio", name="1.2/s").check()
+    opened.page.wait_for_timeout(300)
+    assert running.inner_html() != before
+    assert opened.complaints == []
+    opened.page.context.close()
+
+
+def test_pointing_at_a_load_run_tells_rate_engine_or_simulator_and_value(browser: Browser, folder: Path) -> None:
+    opened = show(browser, folder / "load.html")
+    mark = opened.page.locator("#r1-load .plot[data-chart='attainment'] .mark-symbol path").first
+    mark.scroll_into_view_if_needed()
+    opened.page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    box = mark.bounding_box()
+    assert box is not None
+    opened.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    tip = opened.page.locator("#tip")
+    tip.wait_for(state="visible")
+    words = tip.inner_text()
+    assert "0.4/s" in words and "Within the limits" in words and "%" in words
+    opened.page.context.close()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_no_width_scrolls_sideways(browser: Browser, folder: Path, tmp_path: Path, scheme: str) -> None:
-    opened = show(browser, folder / "met.html", scheme=scheme)
+@pytest.mark.parametrize("name", ["met", "load"])
+def test_no_width_scrolls_sideways(browser: Browser, folder: Path, tmp_path: Path, name: str, scheme: str) -> None:
+    opened = show(browser, folder / f"{name}.html", scheme=scheme)
     for width, height in ((1180, 900), (768, 1024), (360, 740), (320, 640)):
         opened.page.set_viewport_size({"width": width, "height": height})
         opened.page.wait_for_timeout(400)
@@ -179,7 +217,7 @@ def test_text_colours_stand_out_from_their_ground(browser: Browser, folder: Path
         assert contrast(colour(ink), colour("surface")) >= 4.5, ink
     for ink in ("text", "muted"):
         assert contrast(colour(ink), colour("raised")) >= 4.5, ink
-    for ink in ("front", "guess", "again"):
+    for ink in ("front", "guess", "again", *(f"rate-{place}" for place in range(1, 7))):
         assert contrast(colour(ink), colour("surface")) >= 3, ink
     for bits in ("2", "3", "4", "6", "8", "16"):
         assert contrast(colour(f"bits-{bits}-ink"), colour(f"bits-{bits}")) >= 4.5, bits

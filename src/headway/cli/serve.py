@@ -65,14 +65,12 @@ def command(
     from headway.serving.http.keys import Keys
     from headway.serving.http.server import QUEUE_S, Options, serve
     from headway.serving.messages import Setup
+    from headway.serving.schedulers.base import SLO
 
     if session.device != "cpu":
         raise BadInput(f"--device {session.device}: the server runs on the CPU", "leave --device out")
-    limits = Budget.parse(budget)
-    for limit in limits.limits:
-        if limit.metric not in ("ttft", "latency", "tpot"):
-            raise BadInput(f"--budget: a server cannot hold {limit.metric}", "limit ttft and latency")
-    ttft, tbt = limits.limit("ttft"), limits.limit("latency") or limits.limit("tpot")
+    limits = SLO.of(Budget.parse(budget))
+    ttft, tbt = limits.ttft_s, limits.tbt_s
     if recipe is not None:
         read_steps(recipe)
         recipe = str(Recipe.read(recipe))

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from headway.core.decode import check_schema, decode
 from headway.core.files import atomic_write_json, read_json
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from headway.core.target import Target
 
 SCHEMA = 1
+MOMENTS = 400
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,46 @@ class Bar:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Timeline:
+    """What an engine held over time, at most `MOMENTS` of them; all of one length."""
+
+    at_s: tuple[float, ...]
+    """From the first moment of the run."""
+    waiting: tuple[float, ...]
+    """Requests without pages; the most in the interval that ends here, as of the others."""
+    running: tuple[float, ...]
+    """Requests that hold pages."""
+    pages: tuple[float, ...]
+    """Share of the pages of keys and values in use."""
+
+
+@dataclass(frozen=True)
+class LoadRun:
+    """One load run at one rate: of the real engine, or of the simulator."""
+
+    by: Literal["engine", "simulator"]
+    rate: float
+    """Requests per second."""
+    requests: int
+    finished: int
+    rejected: int
+    preemptions: int
+    pages: int
+    """Pages of keys and values that the engine had."""
+    seconds: float
+    output_tok_s: float
+    total_tok_s: float
+    """Tokens of prompts and answers."""
+    attainment: float | None
+    """Share of the requests within the SLO; None: none was given."""
+    ttft_s: tuple[float, ...]
+    """Quantiles at 0, 1 ... 100 % over requests; empty where no request got a token."""
+    tbt_s: tuple[float, ...]
+    """The same of the time between two tokens of a request, over all pairs of tokens."""
+    timeline: Timeline
+
+
 @dataclass
 class Evidence:
     """One experiment. Filled while it runs; written once."""
@@ -90,6 +131,7 @@ class Evidence:
     ratios: list[Ratio] = field(default_factory=list)
     quality: dict[str, float] = field(default_factory=dict)
     bars: list[Bar] = field(default_factory=list)
+    load_runs: list[LoadRun] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     result: dict[str, Any] = field(default_factory=dict)
     """The verb's own answer as JSON (for `optimize`: budget, baseline, winner, front ...)."""

@@ -131,12 +131,17 @@ def fit_runtime(runtime: NativeRuntime, progress: Progress | None = None, seed: 
     return measure(runtime, count=72, seed=seed, progress=progress, context=1024).fit()
 
 
-def iteration_time(model: LanguageModel, runtime: NativeRuntime, threads: int, progress: Progress) -> IterationTime:
-    """Measured at the first start of this model on this machine."""
-    key = cost_key(model, threads)
-    return IterationTime.from_json(StepCache().json(key, lambda: fit_runtime(runtime, progress).as_json()))
+def iteration_time(
+    model: LanguageModel, runtime: NativeRuntime, threads: int, progress: Progress, seed: int = 0
+) -> IterationTime:
+    """Measured at the first start of this model on this machine. Another seed: other batches, measured apart."""
+    key = cost_key(model, threads, seed)
+    return IterationTime.from_json(StepCache().json(key, lambda: fit_runtime(runtime, progress, seed).as_json()))
 
 
-def cost_key(model: LanguageModel, threads: int) -> str:
+def cost_key(model: LanguageModel, threads: int, seed: int = 0) -> str:
     """Where the step cache keeps it."""
-    return StepCache.key("iteration-time", model.fingerprint(), model.runtime_kind, read_machine().fingerprint, threads)
+    apart = (seed,) if seed else ()
+    return StepCache.key(
+        "iteration-time", model.fingerprint(), model.runtime_kind, read_machine().fingerprint, threads, *apart
+    )

@@ -24,9 +24,7 @@ BUDGET_FIELDS = ("token_budget", "max_prefill_tokens")
 
 def engine(model: LanguageModel, wanted: Setup, progress: Progress) -> Engine:
     """Raises `BadInput` for a model or a scheduler that cannot be served, `Lacking` without room for one page."""
-    runtime = model.runtime
-    if not isinstance(runtime, NativeRuntime):
-        raise BadInput(f"{model.name} runs on {model.runtime_kind}", "serve it with the native runtime")
+    runtime = native(model)
     return Engine(
         model,
         scheduler(model, wanted.batch_tokens),
@@ -36,6 +34,14 @@ def engine(model: LanguageModel, wanted: Setup, progress: Progress) -> Engine:
         slo=SLO(wanted.ttft_s, wanted.tbt_s),
         prefix=wanted.prefix,
     )
+
+
+def native(model: LanguageModel) -> NativeRuntime:
+    """Its runtime; raises `BadInput` for another than the native one."""
+    runtime = model.runtime
+    if not isinstance(runtime, NativeRuntime):
+        raise BadInput(f"{model.name} runs on {model.runtime_kind}", "serve it with the native runtime")
+    return runtime
 
 
 def scheduler(model: LanguageModel, batch_tokens: int | None = None) -> Scheduler:

@@ -100,6 +100,47 @@ class Trace:
 
         return replace(self, prompt=scale(self.prompt, most_prompt), output=scale(self.output, most_output))
 
+    def first(self, count: int) -> Trace:
+        """Its first requests, from the first arrival on."""
+        return replace(
+            self,
+            arrival=self.arrival[:count] - self.arrival[0],
+            prompt=self.prompt[:count],
+            output=self.output[:count],
+            keys=None if self.keys is None else self.keys[:count],
+        )
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest request, prompt and answer."""
+        return int((self.prompt + self.output).max())
+
+    def fitted(self, context: int) -> tuple[Trace, float]:
+        """The trace with lengths scaled so that its longest request fits a context, and by what factor (at most 1)."""
+        if self.longest <= context:
+            return self, 1.0
+        factor = max(context - 2, 1) / self.longest  # rounding and the least of one token add less than two
+        return self.scaled(factor, context - 1, context - 1), factor
+
+
+def named(source: str, count: int, seed: int = 0) -> Trace:
+    """The first `count` requests of a trace file, or as many of a length table; they begin with the first arrival.
+
+    Raises `BadInput` for what is neither, for fewer than two requests, and for requests that come all at once.
+    """
+    if source in TABLES:
+        found = generate(source, count, 1.0, seed)
+    elif Path(source).is_file():
+        found = read_csv(source)
+    else:
+        raise BadInput(
+            f"--trace {source!r} is no length table and no file", f"tables are: {', '.join(TABLES)}; or a CSV file"
+        )
+    found = found.first(count)
+    if len(found) < 2 or not found.arrival[-1] > 0:
+        raise BadInput(f"--trace {source}: {len(found)} requests that come at one time", "a rate needs two times")
+    return found
+
 
 def generate(table: str | Lengths, count: int, rate: float, seed: int = 0) -> Trace:
     """`count` requests of a length table arriving at `rate` per second: gamma gaps of the table's spread."""

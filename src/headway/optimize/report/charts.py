@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median, quantiles
 from typing import Any
 
+from headway.optimize.report.load_charts import load_data
 from headway.optimize.report.metrics import METRICS, Metric, metric, percent, significant
 from headway.optimize.report.run import Ratio, Run, Shown, SiteBits
 from headway.optimize.report.words import change, gain, ratio_words
@@ -46,6 +47,7 @@ def chart_data(run: Run) -> Json:
         "sites": cells(run.sites)[0],
         "sitesAxis": cells(run.sites)[1],
         "accuracy": accuracy_axes(run),
+        "load": load_data(run.loads) | {"share": None if run.share is None else 100 * run.share},
     }
 
 

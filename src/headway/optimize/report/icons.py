@@ -55,8 +55,15 @@ MARKS = {
     "arm-baseline": _mark('<rect y="2" width="14" height="10" rx="3" fill="var(--base)"/>'),
     "arm-again": _mark('<rect y="2" width="14" height="10" rx="3" fill="var(--again)"/>'),
     "arm-candidate": _mark('<rect y="2" width="14" height="10" rx="3" fill="var(--winner)"/>'),
+    "line": _mark('<path d="M0 7H14" stroke="var(--muted)" stroke-width="2.4"/>'),
+    "dashed": _mark('<path d="M0 7H14" stroke="var(--muted)" stroke-width="2.4" stroke-dasharray="4 2.5"/>'),
     "band": _mark('<path d="M0 14L14 2V8L6 14Z" fill="var(--noise)"/><path d="M0 14L14 3" stroke="var(--muted)"/>'),
 }
+
+
+def rate(colour: int) -> Markup:
+    """The colour of a rate: 1 (the lowest) to 6."""
+    return _mark(f'<rect y="4" width="14" height="6" rx="3" fill="var(--rate-{colour})"/>')
 
 
 def swatch(bits: str) -> Markup:

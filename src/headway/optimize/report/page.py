@@ -18,7 +18,7 @@ from headway.optimize.report.run import Run
 from headway.optimize.report.words import headline, verdict
 
 SCRIPTS = ("vendor/vega.min.js", "vendor/vega-lite.min.js", "vendor/vega-embed.min.js", "report.js")
-SPECS = ("front", "spread", "order", "ratios", "bits", "accuracy")
+SPECS = ("front", "spread", "order", "ratios", "bits", "accuracy", "waits", "held", "attainment")
 LICENCES = ("NOTICE", "LICENSE.vega")
 GENERATOR = "headway-report"
 """By which a file is known to be a report."""

@@ -28,7 +28,7 @@ def run_of(evidence: core.Evidence, identifier: str, target: Target | None = Non
     """The page's view of one piece of evidence.
 
     Read of `evidence.result`: `met`, `budget` (text), `minimize`, `baseline`, `winner`, `front`, `candidates` (all that
-    were measured), `sites` (see `site_bits`), `workload`, `artifact`, `compared_with`. Any of them may be missing.
+    were measured), `sites` (see `site_bits`), `workload`, `share`, `artifact`, `compared_with`. Any may be missing.
     """
     result = evidence.result
     winner = _candidate(result.get("winner"))
@@ -55,6 +55,8 @@ def run_of(evidence: core.Evidence, identifier: str, target: Target | None = Non
         samples=_samples(evidence, recipe),
         bars=tuple(Bar(bar.name, bar.paper, bar.bar, bar.here, bar.met) for bar in evidence.bars),
         sites=tuple(SiteBits(**site) for site in result.get("sites", ())),
+        loads=tuple(sorted(evidence.load_runs, key=lambda one: (one.rate, one.by))),
+        share=result.get("share") if "met" in result else None,
         quality=dict(evidence.quality),
         workload=dict(result.get("workload", {})),
         target={**_facts(target), "name": evidence.target.get("name", "")} if target else dict(evidence.target),

@@ -268,7 +268,64 @@
     }, (view) => { const id = chosen.get(run.id); if (id) view.signal("focused", id).runAsync(); });
   }
 
-  const CHARTS = { front: drawFront, samples: drawSamples, ratios: drawRatios, bits: drawBits, accuracy: drawAccuracy };
+  // A load run -------------------------------------------------------------------------------------------------------
+  const ink = (one) => `var(--rate-${one.colour})`;
+  const digits = (value) => Number(value.toPrecision(3)).toString();
+
+  function drawWaits(card, mount, run) {
+    const key = picked(card, "wait") ?? "ttft";
+    const wait = run.load.waits[key];
+    const curves = run.load.runs.flatMap((one) => one[key].map((x, y) => ({
+      x, y, by: one.by, said: one.said, series: `${one.said} ${one.by}`, ink: ink(one), share: `${y}%`, wait: `${digits(x)} ${wait.unit}`,
+    })));
+    const xs = curves.map((row) => row.x);
+    const log = Math.min(...xs) > 0 && Math.max(...xs) / Math.min(...xs) > 12;
+    const most = Math.max(...xs);
+    const domain = log ? [Math.min(...curves.filter((row) => row.y >= 3).map((row) => row.x)), most * 1.03] : [0, most];
+    const tokens = key === "tbt";
+    return draw(mount, run, "waits", {
+      height: narrow() ? 240 : 300, curves, xScale: { type: log ? "log" : "linear", domain, nice: false },
+      xTicks: log ? ladder(domain) : null, xCount: narrow() ? 4 : 8, xTitle: wait.title + (log ? " (log scale)" : ""),
+      yTitle: tokens ? "share of pairs of tokens, %" : "share of requests, %", whose: tokens ? "of the pairs of tokens" : "of the requests",
+    });
+  }
+
+  function drawHeld(key, last) {
+    return (card, mount, run) => {
+      const chosen = picked(card, "rate");
+      const runs = run.load.runs.filter((one) => one.said === chosen);
+      const end = Math.max(...runs.map((one) => one.seconds));
+      const write = key === "pages" ? (value) => `${digits(value)}%` : String;
+      const rows = runs.flatMap((one) => [0, ...one.at].map((at, place) => {
+        const value = place ? one[key][place - 1] : 0;
+        const real = one.by === "engine";
+        return { at, value, by: one.by, when: `${digits(at)} s`, said: write(value), stroke: real ? ink(one) : "var(--muted)" };
+      }));
+      const what = { waiting: "Waiting", running: "Running", pages: "Pages in use" }[key];
+      return draw(mount, run, "held", {
+        height: narrow() ? 84 : 96, rows, what, step: key === "pages" ? 0 : 1, ink: ink(runs[0]), domain: [0, end], xCount: narrow() ? 4 : 8,
+        xTitle: last ? "seconds from the start" : null,
+      });
+    };
+  }
+
+  function drawAttainment(card, mount, run) {
+    const rows = run.load.runs.filter((one) => finite(one.attainment)).map((one) => ({
+      rate: one.rate, rateSaid: one.said, by: one.by, share: one.attainment, said: `${digits(one.attainment)}%`,
+      ink: ink(one), fill: one.by === "engine" ? ink(one) : "var(--surface)",
+    })).sort((a, b) => (a.by < b.by ? 1 : a.by > b.by ? -1 : a.rate - b.rate)); // the engine's on top
+    const share = run.load.share;
+    return draw(mount, run, "attainment", {
+      height: narrow() ? 190 : 220, rows, domain: [0, 1.06 * Math.max(...rows.map((row) => row.rate))],
+      bar: finite(share) ? [{ share, said: `at least ${digits(share)}%` }] : [],
+    });
+  }
+
+  const CHARTS = {
+    front: drawFront, samples: drawSamples, ratios: drawRatios, bits: drawBits, accuracy: drawAccuracy,
+    waits: drawWaits, waiting: drawHeld("waiting", false), running: drawHeld("running", false), pages: drawHeld("pages", true),
+    attainment: drawAttainment,
+  };
 
   // Wiring -----------------------------------------------------------------------------------------------------------
   function copyText(button) {

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from headway.core.evidence import LoadRun
 from headway.optimize.report.metrics import METRICS
 
 Plain = Mapping[str, Any]
@@ -142,6 +143,10 @@ class Run:
     samples: tuple[Samples, ...] = ()
     bars: tuple[Bar, ...] = ()
     sites: tuple[SiteBits, ...] = ()
+    loads: tuple[LoadRun, ...] = ()
+    """Load runs, rates rising; the engine's before the simulator's."""
+    share: float | None = None
+    """Of the requests of a load run, that must be within the limits."""
     quality: Plain = field(default_factory=dict)
     """What was scored on held-out data, with interval ends as `NAME_low` and `NAME_high`."""
     workload: Plain = field(default_factory=dict)

@@ -11,6 +11,7 @@ from headway.optimize.report.charts import (
     role_words,
 )
 from headway.optimize.report.hero import hero
+from headway.optimize.report.load import load
 from headway.optimize.report.markup import Child, Markup, render, tag
 from headway.optimize.report.measurements import measurements
 from headway.optimize.report.metrics import metric, percent
@@ -248,12 +249,13 @@ def machine(run: Run) -> Markup:
     return card(run, "machine", "Measured on", tag("div", halves, class_="pair"))
 
 
-SECTIONS = (bars, recipe, front, measurements, bits, accuracy, machine)
+SECTIONS = (bars, load, recipe, front, measurements, bits, accuracy, machine)
 """After the verdict, in this order."""
 
 TITLES = {
     "recipe": "Recipe",
     "bars": "Bars",
+    "load": "Under load",
     "front": "What was tried",
     "measurements": "How sure",
     "bits": "Bits",

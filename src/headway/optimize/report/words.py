@@ -19,6 +19,8 @@ def headline(run: Run) -> str:
     """A few words that answer the question the run asked."""
     if run.met is None:
         return "Measured"
+    if run.loads:
+        return "Within the limits" if run.met else "Not within the limits at every rate"
     if run.kind == "prove":
         return "The claim holds here" if run.met else "The claim does not hold here"
     if not run.limits:
@@ -35,6 +37,8 @@ def verdict(run: Run) -> str:
             f" against {run.compared_with}." if run.compared_with else "."
         )
         return sentence
+    if run.loads:
+        return _load(run)
     winner, baseline = run.find("winner"), run.find("baseline")
     if winner is None:
         return f"{run.subject} was measured as it is." if baseline else run.subject
@@ -44,6 +48,20 @@ def verdict(run: Run) -> str:
         return f"No recipe found brings {run.subject} under every limit. The nearest misses {said}."
     gains = _gains(run, winner, baseline)
     return f"{run.subject} at {gains}." if gains else f"{run.subject} with {winner.recipe}."
+
+
+def _load(run: Run) -> str:
+    """What a load run found, of the engine."""
+    real = [one for one in run.loads if one.by == "engine"]
+    rates = f"{run.subject} under load, {', '.join(f'{one.rate:g}' for one in real)} requests per second"
+    if run.share is None:
+        return f"{rates}; no limits were given."
+    held = [one for one in real if one.attainment is not None and one.attainment >= run.share]
+    least = f"at least {percent(run.share)} of the requests are within {run.workload.get('limits', 'the limits')}"
+    if len(held) == len(real):
+        return f"{rates}: {least} at each."
+    which = " and ".join(f"{one.rate:g}/s" for one in held)
+    return f"{rates}: {least} at {which} only." if held else f"{rates}: at none of them {least}."
 
 
 def miss(limit: Limit) -> str:

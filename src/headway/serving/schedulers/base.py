@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
+from headway.core.budget import Budget
+from headway.core.errors import BadInput
 from headway.core.model import Model
 from headway.core.system import YES, Context, Costs, Policy, Settings, Verdict, no
 from headway.core.target import Target
@@ -44,6 +46,19 @@ class SLO:
     quantile: float = 0.99
     tpot_s: float | None = None
     """Between the tokens of one request, on average."""
+
+    @classmethod
+    def of(cls, budget: Budget) -> SLO:
+        """The limits that a server can hold; raises `BadInput` for another metric."""
+        for limit in budget.limits:
+            if limit.metric not in ("ttft", "latency", "tpot"):
+                raise BadInput(f"--budget: a server cannot hold {limit.metric}", "limit ttft and latency")
+        return cls(budget.limit("ttft"), budget.limit("latency") or budget.limit("tpot"))
+
+    @property
+    def limited(self) -> bool:
+        """Whether there is any limit."""
+        return (self.ttft_s, self.tbt_s, self.tpot_s) != (None, None, None)
 
 
 class DecodingView(Protocol):
