@@ -45,6 +45,8 @@ def test_files_under_the_names_in_common_use(tmp_path: Path) -> None:
     [
         ("arrived_s,context_tokens\n1,2\n", "no column 'generated_tokens'"),
         ("arrived_s,context_tokens,generated_tokens\n1,2,x\n", "line 2: generated_tokens='x'"),
+        ("arrived_s,context_tokens,generated_tokens\n1,2,nan\n", "generated_tokens='nan'"),
+        ("arrived_s,context_tokens,generated_tokens\n1,1e300,2\n", "at most 1e"),
         ("arrived_s,context_tokens,generated_tokens\n1,0,4\n", "no token of prompt or output"),
         ("", "no column"),
     ],

@@ -18,6 +18,8 @@ from headway.core.errors import BadInput
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
+MOST = 1e12
+"""Seconds or tokens in a file, beyond which they are a mistake."""
 LEVELS = (0.0, 0.01, 0.05, 0.10, 0.25, 0.50, 0.75, 0.90, 0.95, 0.99, 1.0)
 
 
@@ -188,6 +190,8 @@ def _column(path: Path, rows: list[dict[str, str]], names: Sequence[str]) -> F64
             values[at] = float(row[name])
         except (TypeError, ValueError):
             raise BadInput(f"{path}: line {at + 2}: {name}={row[name]!r}", "give a number") from None
+        if not abs(values[at]) <= MOST:
+            raise BadInput(f"{path}: line {at + 2}: {name}={row[name]!r}", f"give a number of at most {MOST:g}")
     return values
 
 
