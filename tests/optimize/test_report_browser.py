@@ -165,6 +165,15 @@ def test_pointing_at_a_load_run_tells_rate_engine_or_simulator_and_value(browser
     tip.wait_for(state="visible")
     words = tip.inner_text()
     assert "0.4/s" in words and "Within the limits" in words and "%" in words
+    for name, said in (("waits", ("engine", "of the requests")), ("pages", ("Pages in use", "%"))):
+        plot = opened.page.locator(f"#r1-load .plot[data-chart='{name}']")
+        plot.scroll_into_view_if_needed()
+        opened.page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        box = plot.locator(".mark-symbol path").nth(60).bounding_box()
+        assert box is not None
+        opened.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        opened.page.wait_for_function(f"document.getElementById('tip').innerText.includes({said[0]!r})")
+        assert said[1] in tip.inner_text()
     opened.page.context.close()
 
 

@@ -72,6 +72,14 @@ def test_the_rates_that_nobody_named_rise_to_what_the_simulator_sustains(bench: 
     assert low == pytest.approx(high / 3, rel=0.1) and middle == pytest.approx(2 * high / 3, rel=0.1)
 
 
+def test_the_two_measured_times_are_held_against_each_other(bench: LoadBench) -> None:
+    assert bench.disagreement() == 0.0
+    slow = replace(COST, values=tuple(2 * value for value in COST.values), chunk=2 * COST.chunk)
+    slow = replace(slow, decode=2 * COST.decode, sequence=2 * COST.sequence, row=2 * COST.row)
+    bench.costs = COST, slow
+    assert bench.disagreement() == pytest.approx(1.0)
+
+
 def test_schedulers_of_several_lanes_are_refused(bench: LoadBench) -> None:
     with pytest.raises(BadInput, match="several lanes"):
         replace(bench, model=bench.model.with_scheduler("nexus", {}))

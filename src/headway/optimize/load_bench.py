@@ -11,6 +11,8 @@ from headway.core.target import Target
 from headway.core.units import show
 from headway.serving.load_run import LoadBench
 
+NOISY = 0.15
+"""Difference of two measurements of the same batches from which it is said."""
 MEDIAN, TAIL = 50, 99
 """Places in the quantiles of a `LoadRun`."""
 
@@ -87,6 +89,11 @@ def load_bench(
         evidence.notes.append(
             f"lengths of {source} are scaled by {factor:.3g}: its longest request fits the context of "
             f"{model.architecture.context} tokens"
+        )
+    if (apart := bench.disagreement()) > NOISY:
+        evidence.notes.append(
+            f"two measurements of how long batches take differ by {100 * apart:.0f} % in the median (was the machine "
+            "busy during one?): the simulator is no surer than that"
         )
     runs = bench.run(chosen)
     quantile = bench.slo.quantile

@@ -20,7 +20,7 @@ from headway.core.evidence import MOMENTS, LoadRun, Timeline
 from headway.core.jsontext import plain
 from headway.core.progress import Progress
 from headway.core.registry import entry
-from headway.hardware.iteration_time import IterationTime
+from headway.hardware.iteration_time import IterationTime, Load
 from headway.hardware.machine import read_machine
 from headway.llm.language_model import LanguageModel
 from headway.llm.native import PAGE_TOKENS, NativeRuntime
@@ -125,6 +125,14 @@ class LoadBench:
         threads = self.wanted.threads
         believed = iteration_time(self.model, self.runtime, threads, self.progress)
         return believed, iteration_time(self.model, self.runtime, threads, self.progress, APART)
+
+    def disagreement(self) -> float:
+        """Median relative difference of the two measured times: what no simulator here can be surer than."""
+        believed, real = self.costs
+        loads = [Load(n, 0.0, n, n * 256, n, n) for n in (1, 4, 16)] + [
+            Load(n, n * n / 2, 0, 0, 1, 1) for n in (64, 256)
+        ]
+        return float(np.median([abs(real(load) / believed(load) - 1.0) for load in loads]))
 
     @cached_property
     def pages(self) -> int:
