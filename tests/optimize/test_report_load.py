@@ -19,7 +19,7 @@ def test_each_figure_stands_beside_the_simulators_with_its_error() -> None:
     real, guess = run.loads
     table = {row.what: row for row in rows(run.loads)}
     assert table["Time to first token, median"].error == pytest.approx(guess.ttft_s[50] / real.ttft_s[50] - 1)
-    assert table["Time between tokens, 99th percentile"].error == pytest.approx(guess.tbt_s[99] / real.tbt_s[99] - 1)
+    assert table["Time between tokens, p99"].error == pytest.approx(guess.tbt_s[99] / real.tbt_s[99] - 1)
     assert table["Requests within the limits"].error is None
     assert (signed(0.0821), signed(-0.5), signed(None)) == ("+8.2%", "−50.0%", "")
 

@@ -106,7 +106,7 @@ def _figures(pair: dict[str, LoadRun]) -> list[tuple[str, str, tuple[float | Non
     found = [
         (f"{WAITS[key]}, {name}", "time", both(lambda run, key=key, at=at: (quantiles(run, key) or [None] * 101)[at]))
         for key in WAITS
-        for name, at in (("median", 50), ("99th percentile", 99))
+        for name, at in (("median", 50), ("p99", 99))
     ]
     found.append(("Answered tokens per second", "rate", both(lambda run: run.output_tok_s)))
     if any(run.attainment is not None for run in pair.values()):
