@@ -172,10 +172,15 @@ def current_target(progress: Progress | None = None) -> Target:
     kept = kept_target(machine)
     if kept is not None:
         return kept
-    load = os.getloadavg()[0]
+    quiet = is_quiet(machine)
     target = probe("quick", progress, machine=machine)
-    if load <= BUSY * machine.cores:
+    if quiet:
         remember(target)
     elif progress is not None:
-        progress.note(f"this machine is busy (load {load:.1f}): its rates are measured low, and not kept")
+        progress.note(f"this machine is busy (load {os.getloadavg()[0]:.1f}): its rates are measured low, and not kept")
     return target
+
+
+def is_quiet(machine: Machine) -> bool:
+    """Whether what is measured now may be kept: other work leaves the cores alone."""
+    return os.getloadavg()[0] <= BUSY * machine.cores

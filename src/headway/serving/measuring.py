@@ -11,6 +11,7 @@ from headway.core.cache import StepCache
 from headway.core.progress import Progress
 from headway.hardware.iteration_time import IterationTime, Load, fit
 from headway.hardware.machine import read_machine
+from headway.hardware.probe import is_quiet
 from headway.llm.language_model import LanguageModel
 from headway.llm.native import NativeRuntime, NativeSession
 
@@ -134,9 +135,15 @@ def fit_runtime(runtime: NativeRuntime, progress: Progress | None = None, seed: 
 def iteration_time(
     model: LanguageModel, runtime: NativeRuntime, threads: int, progress: Progress, seed: int = 0
 ) -> IterationTime:
-    """Measured at the first start of this model on this machine. Another seed: other batches, measured apart."""
-    key = cost_key(model, threads, seed)
-    return IterationTime.from_json(StepCache().json(key, lambda: fit_runtime(runtime, progress, seed).as_json()))
+    """Measured at the first start of this model on this machine that was not busy with other work.
+
+    Another seed: other batches, measured apart.
+    """
+    cache, key = StepCache(), cost_key(model, threads, seed)
+    if not cache.holds(key) and not is_quiet(read_machine()):
+        progress.note("this machine is busy: the times of batches are measured high, and not kept")
+        return fit_runtime(runtime, progress, seed)
+    return IterationTime.from_json(cache.json(key, lambda: fit_runtime(runtime, progress, seed).as_json()))
 
 
 def cost_key(model: LanguageModel, threads: int, seed: int = 0) -> str:
