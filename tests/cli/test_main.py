@@ -246,3 +246,12 @@ def test_a_users_factory_that_fails_is_one_line(
     said = capsys.readouterr().err.strip().splitlines()
     assert len(said) == 1 and f"{name}:make failed" in said[0] and "mend the function" in said[0]
     assert not (tmp_path / "out").exists()
+
+
+def test_a_card_is_shown_where_no_ledger_can_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "home").write_text("no folder")
+    monkeypatch.setenv("HEADWAY_HOME", str(tmp_path / "home"))
+    assert main(["systems", "lut-gemm"]) == 0
+    assert "no evidence here yet" in capsys.readouterr().out

@@ -79,6 +79,16 @@ def test_the_longest_unused_go_first(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (tmp_path / "k3").exists()
 
 
+def test_many_runs_that_build_little_stay_within_the_limit(tmp_path: Path) -> None:
+    for run in range(10):
+        cache = StepCache(tmp_path, limit_bytes=10_000)
+        for number in range(3):
+            cache.arrays(f"k{run}-{number}", lambda: {"a": np.zeros(200)})
+        for entry in tmp_path.glob("k*"):
+            os.utime(entry, (0, time.time() - 3600))
+    assert cache.size_bytes() <= 10_000 + 3 * 2_000
+
+
 def _build_slowly(root: str, log: str) -> None:
     def build() -> int:
         with Path(log).open("a") as file:

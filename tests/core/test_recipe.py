@@ -13,7 +13,7 @@ from headway.core.errors import BadInput
 from headway.core.recipe import Recipe, Step
 
 WORDS = st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True).filter(lambda word: word not in ("true", "false", "name"))
-TEXT = st.text(st.characters(codec="ascii", categories=("L", "N"), include_characters="*.[]{}-_ "), max_size=12)
+TEXT = st.text(st.characters(categories=("L", "N", "So"), include_characters="*.[]{}-_ \x7f"), max_size=12)
 SCALARS = st.one_of(st.booleans(), st.integers(-(2**40), 2**40), st.floats(-1e6, 1e6), TEXT)
 STEPS = st.builds(
     Step,

@@ -98,6 +98,12 @@ def test_data_comes_from_a_file_as_from_an_array(net: Model, tmp_path: Path) -> 
     from_file = headway.apply("lut-gemm(bits=2)", net, data=tmp_path / "data.npy", threads=1)
     from_array = headway.apply("lut-gemm(bits=2)", net, data=inputs, threads=1)
     assert np.array_equal(weight(from_file), weight(from_array))
+    rows = [row[None] for row in inputs]
+    for listed in (rows, [row.tolist() for row in rows], [(torch.from_numpy(row),) for row in rows]):
+        made = headway.apply("lut-gemm(bits=2)", net, data=listed, threads=1)
+        assert np.array_equal(weight(made), weight(from_array))
+    with pytest.raises(BadInput, match="not finite"):
+        headway.apply("lut-gemm(bits=2)", net, data=[np.full((1, 64), np.nan, np.float32)], threads=1)
     with pytest.raises(BadInput, match="for language models"):
         headway.apply("int8", net, text=tmp_path / "data.npy")
 

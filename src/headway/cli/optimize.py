@@ -20,7 +20,13 @@ def command(
     budget: Annotated[str, typer.Option("--budget", help='e.g. "latency<=6ms/token, quality>=0.95".')] = "",
     minimize: Annotated[str, typer.Option("--minimize", help="latency, memory, size or energy.")] = "latency",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder of the artifact.")] = None,
-    time: Annotated[str, typer.Option("--time", help="How long to search, e.g. 5m or 90s.")] = "4m",
+    time: Annotated[
+        str,
+        typer.Option(
+            "--time",
+            help="How long to search, e.g. 90s; a big model's sensitivities (once) and the proof come on top.",
+        ),
+    ] = "4m",
     recipe: Annotated[str, typer.Option("--recipe", help="Fixed part that every candidate begins with.")] = "",
     only: Annotated[str | None, typer.Option("--only", help="Systems to choose from, comma-separated.")] = None,
     without: Annotated[str | None, typer.Option("--without", help="Systems to leave out, comma-separated.")] = None,

@@ -9,7 +9,7 @@ import typer
 
 from headway.cli.console import Session, table
 from headway.cli.listing import list_all
-from headway.core.errors import BadInput
+from headway.core.errors import BadInput, HeadwayError
 from headway.core.registry import entry
 
 
@@ -42,7 +42,11 @@ def _one(session: Session, slug: str) -> int:
         }
         for name, field in fields.items()
     ]
-    last = Ledger.open().latest(slug)
+    try:
+        last = Ledger.open().latest(slug)
+    except HeadwayError as error:  # a card can be read where no ledger can
+        session.progress.note(str(error))
+        last = None
     bars = [] if last is None else [bar.as_json() for bar in last.bars]
     lines = [
         f"{card.slug}: {card.title}",

@@ -83,7 +83,7 @@ class StepCache:
                 return entry
             self.misses += 1
             self._build_in_room(entry, build)
-        if self.misses % EVICT_EVERY == 0:
+        if (self.misses - 1) % EVICT_EVERY == 0:  # at a run's first one too: many runs build few each
             self._evict(self.limit_bytes, keep=key)
         return entry
 

@@ -131,6 +131,8 @@ class Ledger:
         """Bring the file to this version, one step after another, each in its own transaction."""
         while True:
             (version,) = connection.execute("PRAGMA user_version").fetchone()
+            if version < 0:
+                raise BadFile(self.path, 0, f"this is no ledger: version {version}", self._mend())
             if version > len(_MIGRATIONS):
                 raise BadInput(f"{self.path}: version {version} is newer than {len(_MIGRATIONS)}", "update headway")
             if version == len(_MIGRATIONS):

@@ -11,6 +11,7 @@ from typing import Any
 from headway.core.artifact import write_artifact
 from headway.core.evidence import Evidence
 from headway.core.model import Model
+from headway.core.registry import systems
 from headway.core.units import show
 from headway.optimize.candidate import Candidate, violations
 from headway.optimize.measuring import Bench
@@ -57,7 +58,10 @@ class Result:
         evidence.command = request.command
         evidence.model = {"name": request.model.name, "fingerprint": request.model.fingerprint()}
         evidence.recipe = self.winner.recipe.as_json()
-        evidence.notes += list(dict.fromkeys([*request.notes, *self.bench.context.notes]))
+        # What systems said of recipes that were tried and not taken is of no use to a reader.
+        others = systems().keys() - {step.system for step in self.winner.recipe.steps}
+        said = [note for note in self.bench.context.notes if note.partition(":")[0] not in others]
+        evidence.notes += list(dict.fromkeys([*request.notes, *said]))
         evidence.result = {
             **self._answer(),
             "candidates": [candidate.as_json() for candidate in self.candidates],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -105,10 +106,24 @@ def _module_data(model: Model, data: Any) -> Any:
     elif isinstance(data, np.ndarray | torch.Tensor):
         arrays = [data]
     else:
-        return workload_from([item if isinstance(item, tuple) else (item,) for item in data], model.task)
+        pieces = [item if isinstance(item, tuple) else (item,) for item in data]
+        return workload_from([tuple(map(_argument, piece)) for piece in pieces], model.task)
     count = min((len(array) for array in arrays), default=0)
     tensors = [torch.from_numpy(np.ascontiguousarray(a)) if isinstance(a, np.ndarray) else a for a in arrays]
     return workload_from([tuple(tensor[i : i + 1] for tensor in tensors) for i in range(count)], model.task)
+
+
+def _argument(value: Any) -> Any:
+    """An argument of a module: arrays and lists of numbers as tensors, what else there is as it is."""
+    import numpy as np
+    import torch
+
+    if isinstance(value, list):
+        with suppress(TypeError, ValueError):  # a network may take lists of something else
+            return torch.tensor(value)
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(np.ascontiguousarray(_numbers("data", value)))
+    return value
 
 
 def _read_arrays(path: Path) -> list[Any]:
@@ -129,7 +144,7 @@ def _read_arrays(path: Path) -> list[Any]:
         raise BadInput(f"{path}: {said}", "write it again with numpy.save or safetensors") from None
 
 
-def _numbers(path: Path, array: Any) -> Any:
+def _numbers(path: Path | str, array: Any) -> Any:
     """The array, if a network can be fed with it: real, finite, and with an axis that counts the inputs."""
     import numpy as np
 

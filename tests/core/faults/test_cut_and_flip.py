@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -181,6 +182,14 @@ def damage_ledger(tmp_path: Path, count: int) -> None:
                 continue
             assert set(found) <= set(written), "what comes back is what was written"
     assert changed > count / 4
+
+
+def test_a_ledger_of_a_version_that_never_was_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite3"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA user_version = -1000")
+    with pytest.raises(BadFile, match="version -1000"):
+        Ledger(path)
 
 
 def test_a_damaged_ledger_never_gives_back_something_else(tmp_path: Path) -> None:

@@ -6,15 +6,11 @@ One float32 scale per key and per value vector; queries and attention weights ar
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from headway.core.card import Card
 from headway.core.model import Model
-from headway.core.system import YES, Context, Costs, Policy, Settings, Verdict, no
+from headway.core.system import YES, Context, Settings, Verdict, no
 from headway.core.target import Target
-
-if TYPE_CHECKING:
-    from headway.llm.language_model import LanguageModel
+from headway.llm.kv.base import KVSystem, language
 
 SYSTEM = Card(
     slug="kv-int8",
@@ -37,28 +33,18 @@ class KVInt8Settings(Settings):
     """Nothing to set."""
 
 
-class KVInt8(Policy[KVInt8Settings]):
+class KVInt8(KVSystem[KVInt8Settings]):
     """Half the bytes of every page."""
 
     card = SYSTEM
     settings = KVInt8Settings
 
     def applies(self, model: Model, target: Target) -> Verdict:
-        if model.task != "language":
-            return no("it has no keys and values")
-        dim = _language(model).architecture.head_dim
+        found = super().applies(model, target)
+        if not found:
+            return found
+        dim = language(model).architecture.head_dim
         return YES if dim <= MOST_DIM else no(f"its heads have {dim} dimensions, the kernel takes {MOST_DIM}")
 
-    def predict(self, model: Model, target: Target, settings: KVInt8Settings) -> Costs:
-        """Nothing that is the same for every context: the main path predicts the plugged model."""
-        return Costs(size_bytes=float(model.size_bytes()))
-
     def plug(self, model: Model, settings: KVInt8Settings, context: Context) -> Model:
-        return _language(model).with_kv("int8")
-
-
-def _language(model: Model) -> LanguageModel:
-    from headway.llm.language_model import LanguageModel
-
-    assert isinstance(model, LanguageModel)
-    return model
+        return language(model).with_kv("int8")

@@ -146,7 +146,8 @@ def _first(calibration: Sequence[tuple[Any, ...]], tokens: int) -> list[tuple[An
         if total >= tokens:
             break
         first = arguments[0]
-        total += len(first) if first.is_floating_point() else first.numel()
+        if hasattr(first, "numel"):  # of a module that takes something else first, all are kept
+            total += len(first) if first.is_floating_point() else first.numel()
         kept.append(arguments)
     return kept
 
