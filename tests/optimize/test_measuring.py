@@ -15,6 +15,7 @@ from headway.core.progress import Progress
 from headway.core.recipe import Recipe
 from headway.optimize.candidate import Candidate
 from headway.optimize.measuring import BASELINE, UNMODIFIED, Bench
+from headway.optimize.result import heard
 
 INT8, INT4 = Recipe.read("int8"), Recipe.read("int4")
 
@@ -77,3 +78,9 @@ def test_a_proof_says_what_it_took_then() -> None:
     assert bench.prove(Candidate(INT8), evidence, 5).measured["tpot_s"] == pytest.approx(3 * 1.25)
     assert bench.baseline_then["tpot_s"] == pytest.approx(3 * 2.5)
     assert bench.baseline_then["throughput_tok_s"] == pytest.approx(1 / 7.5)
+
+
+def test_only_systems_of_the_recipe_are_heard() -> None:
+    notes = ["dfloat11: a matrix was rounded", "int4: said", "module was calibrated on its own sample"]
+    assert heard(notes, Recipe.parse("int4")) == notes[1:]
+    assert heard(notes, Recipe.parse("dfloat11")) == [notes[0], notes[2]]

@@ -79,6 +79,7 @@ def test_calls_that_fit_nowhere_leave_the_plan_unmet_and_name_their_stage(trace:
         ({"instance": []}, "instance"),
         ({"instance": [{**SMALL[0]}, {**SMALL[0], "decode_s": 1.0}]}, "differ"),
         ({"scheduler": "int8"}, "no scheduler"),
+        ({"scheduler": "nexus"}, "several lanes"),  # on a device of one, its lanes would be two machines
         ({"scheduler": "unheard"}, "no system"),
         ({"template": ["unheard"]}, "no time is known for stage 'unheard'"),
         ({"speed": 1}, "no key 'speed'"),

@@ -19,6 +19,7 @@ from headway.core.units import show
 
 if TYPE_CHECKING:
     from headway.core.measure import Timing
+    from headway.core.model import Model
     from headway.core.target import Target
 
 SCHEMA = 1
@@ -139,6 +140,11 @@ class Evidence:
     @classmethod
     def begin(cls, experiment: str, subject: str, target: Target, seed: int, threads: int) -> Evidence:
         return cls(experiment, subject, {"name": target.name, "fingerprint": target.fingerprint}, seed, threads)
+
+    def about(self, model: Model) -> Evidence:
+        """Name the model; gives the evidence."""
+        self.model = {"name": model.name, "fingerprint": model.fingerprint()}
+        return self
 
     @property
     def met(self) -> bool:

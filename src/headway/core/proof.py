@@ -38,9 +38,7 @@ class ProofContext:
     def begin(self, slug: str, threads: int, model: Model | None = None) -> Evidence:
         """The evidence of a proof that starts now, on a model where it has one."""
         evidence = Evidence.begin("prove", slug, self.target, self.seed, threads)
-        if model is not None:
-            evidence.model = {"name": model.name, "fingerprint": model.fingerprint()}
-        return evidence
+        return evidence if model is None else evidence.about(model)
 
 
 def run(entry: Entry, context: ProofContext) -> tuple[Evidence, str]:

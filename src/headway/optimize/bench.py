@@ -156,8 +156,7 @@ def bench(
     ours = HeadwayEngine(model.with_runtime("native", threads))
     others = [HeadwayEngine(other.with_runtime("native", threads), name) for name, other in (beside or {}).items()]
     engines: list[Engine] = [ours, *others, *peers(against, original, threads)]
-    evidence = Evidence.begin("bench", model.name, target, seed, threads)
-    evidence.model = {"name": model.name, "fingerprint": model.fingerprint()}
+    evidence = Evidence.begin("bench", model.name, target, seed, threads).about(model)
     run = _Run(engines, evidence, seed, rounds, progress or Progress())
     tokens = np.random.default_rng(seed).integers(
         0, model.architecture.vocab, max(load.prefill, load.context, DECODED), dtype=np.int64

@@ -53,8 +53,7 @@ def bench_module(
     if original is not model:
         engines.append(HeadwayModule(original, "headway:unmodified"))
     engines += peers(against, original, threads)
-    evidence = Evidence.begin("bench", model.name, target, seed, threads)
-    evidence.model = {"name": model.name, "fingerprint": model.fingerprint()}
+    evidence = Evidence.begin("bench", model.name, target, seed, threads).about(model)
     workload = original.workload() if original.workload_of is not None else None
     qualities: Mapping[str, Mapping[str, float]] = {}
     if workload is not None and pieces:

@@ -80,8 +80,7 @@ def load_bench(
     source, factor: what the trace is called, and what its lengths were scaled by (see `Trace.fitted`).
     """
     model, wanted, trace = bench.model, bench.wanted, bench.trace
-    evidence = Evidence.begin("bench", model.name, target, wanted.seed, wanted.threads)
-    evidence.model = {"name": model.name, "fingerprint": model.fingerprint()}
+    evidence = Evidence.begin("bench", model.name, target, wanted.seed, wanted.threads).about(model)
     chosen = list(rates) if rates is not None else bench.rates()
     if rates is None:
         evidence.notes.append("rates are 30, 60 and 90 % of the one at which the simulator works off a full queue")

@@ -11,6 +11,7 @@ from typing import Any
 from headway.core.artifact import write_artifact
 from headway.core.evidence import Evidence
 from headway.core.model import Model
+from headway.core.recipe import Recipe
 from headway.core.registry import systems
 from headway.core.units import show
 from headway.optimize.candidate import Candidate, violations
@@ -56,11 +57,9 @@ class Result:
         """Fill the evidence's `result`, so that a report can be made of the evidence alone."""
         request, evidence = self.request, self.evidence
         evidence.command = request.command
-        evidence.model = {"name": request.model.name, "fingerprint": request.model.fingerprint()}
+        evidence.about(request.model)
         evidence.recipe = self.winner.recipe.as_json()
-        # What systems said of recipes that were tried and not taken is of no use to a reader.
-        others = systems().keys() - {step.system for step in self.winner.recipe.steps}
-        said = [note for note in self.bench.context.notes if note.partition(":")[0] not in others]
+        said = heard(self.bench.context.notes, self.winner.recipe)
         evidence.notes += list(dict.fromkeys([*request.notes, *said]))
         evidence.result = {
             **self._answer(),
@@ -144,3 +143,9 @@ def _cell(values: Mapping[str, float], metric: str, unit: str) -> str:
 
 def _row(name: str, cells: Sequence[str]) -> str:
     return "  ".join([name.ljust(14), *(cell.rjust(11) for cell in cells)]).rstrip()
+
+
+def heard(notes: Sequence[str], recipe: Recipe) -> list[str]:
+    """Notes ("system: ...") without those of systems that were tried and are not in the recipe."""
+    others = systems().keys() - {step.system for step in recipe.steps}
+    return [note for note in notes if note.partition(":")[0] not in others]

@@ -17,14 +17,13 @@ from headway.core.card import Card
 from headway.core.errors import BadInput
 from headway.core.model import Model
 from headway.core.recipe import Recipe, Step
-from headway.core.registry import entry
 from headway.core.system import PlanContext, Planner, Problem, Settings
 from headway.llm.native import PAGE_TOKENS
 from headway.planning.here import Here
 from headway.planning.workload import Part, SLOTable, mixed
 from headway.serving.capacity import capacity, holds
 from headway.serving.outcome import Outcome
-from headway.serving.schedulers.base import SLO, Scheduler
+from headway.serving.schedulers.base import SLO, Scheduler, of_one_lane, scheduler_system
 from headway.serving.simulator import OneLane, Setting, simulate
 from headway.serving.trace import Trace
 
@@ -100,7 +99,7 @@ class Choice:
         return (*KV_STEPS[self.kv], self.scheduler)
 
     def make(self) -> Scheduler:
-        system: Any = entry(self.scheduler.system).load()
+        system = scheduler_system(self.scheduler.system)
         made: Scheduler = system.make(system.settings.parse(self.scheduler.settings, self.scheduler.system))
         return made
 
@@ -127,16 +126,13 @@ def choices(settings: ServingSettings) -> list[Choice]:
     found = []
     for kv in settings.kv:
         for slug in settings.schedulers:
-            if entry(slug).card.slot != "scheduler":
-                raise BadInput(f"{slug} is no scheduler", "see: headway systems")
-            system: Any = entry(slug).load()
+            system = scheduler_system(slug)
             steps = [Step(slug)]
             if BUDGET in system.settings.model_fields:
                 steps = [Step(slug, {} if budget == "auto" else {BUDGET: budget}) for budget in settings.budgets]
             for step in steps:
                 choice = Choice(kv, step)
-                if len(choice.make().lanes) > 1:
-                    raise BadInput(f"{slug} runs several lanes", "plan for schedulers of one lane")
+                of_one_lane(choice.make(), slug)
                 found.append(choice)
     return found
 

@@ -14,7 +14,6 @@ from pydantic import Field, field_validator, model_validator
 
 from headway.core.card import Card
 from headway.core.errors import BadInput
-from headway.core.registry import entry
 from headway.core.system import PlanContext, Planner, Problem
 from headway.hardware.iteration_time import IterationTime
 from headway.serving import chess
@@ -24,9 +23,9 @@ from headway.serving.dispatch.deadlines import StageDeadlines
 from headway.serving.dispatch.hexgen_text2sql import HexgenSettings
 from headway.serving.dispatch.stage_times import StageTimes, shapes
 from headway.serving.fleet import Machine
-from headway.serving.schedulers.base import Limits
+from headway.serving.schedulers.base import Limits, of_one_lane, scheduler_system
 from headway.serving.simulator import OneLane, Setting
-from headway.serving.workflow import Query, latencies, quantile, read_queries
+from headway.serving.workflow import Query, latencies, lengths, quantile, read_queries
 
 SYSTEM = Card(
     slug="tune-alpha",
@@ -86,8 +85,8 @@ class AlphaProblem(Problem):
     @classmethod
     def _known(cls, value: str) -> str:
         try:
-            if entry(value).card.slot != "scheduler":
-                raise ValueError(f"{value} is no scheduler")
+            system = scheduler_system(value)
+            of_one_lane(system.make(system.settings()), value)
         except BadInput as error:
             raise ValueError(str(error)) from None
         return value
@@ -148,7 +147,7 @@ def _finite(value: float) -> float | None:
 
 def fleet_of(asked: AlphaProblem, queries: list[Query], settings: HexgenSettings) -> WorkflowFleet:
     """The fleet of a problem. Stages that the authors measured on a known machine take that long; others by lengths."""
-    system: Any = entry(asked.scheduler).load()
+    system = scheduler_system(asked.scheduler)
     machines: list[Machine] = []
     seconds: dict[str, Mapping[str, float]] = {}
     costs: dict[str, IterationTime] = {}
@@ -163,11 +162,8 @@ def fleet_of(asked: AlphaProblem, queries: list[Query], settings: HexgenSettings
         setting = Setting(table.kv_tokens // PAGE_TOKENS, PAGE_TOKENS, Limits(max_seqs=table.max_seqs))
         made = Machine(table.kind, lambda: system.make(system.settings()), OneLane(cost), setting)
         machines += [made] * table.count
-    lengths = [
-        (stage.name, ask.prompt, ask.output) for query in queries for stage in query.stages for ask in stage.calls
-    ]
     kinds = tuple(machine.kind for machine in machines)
-    times = StageTimes(kinds, seconds, shapes(lengths), costs)
+    times = StageTimes(kinds, seconds, shapes(lengths(queries)), costs)
     deadlines = StageDeadlines(times, asked.template or expected(queries), settings.slo_s, settings.slo_scale)
     return WorkflowFleet(tuple(machines), times, deadlines, settings.late_last, settings.prefix_weight)
 

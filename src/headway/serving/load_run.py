@@ -15,11 +15,9 @@ import numpy as np
 
 from headway.core.cache import StepCache
 from headway.core.decode import decode
-from headway.core.errors import BadInput
 from headway.core.evidence import MOMENTS, LoadRun, Timeline
 from headway.core.jsontext import plain
 from headway.core.progress import Progress
-from headway.core.registry import entry
 from headway.hardware.iteration_time import IterationTime, Load
 from headway.hardware.machine import read_machine
 from headway.llm.language_model import LanguageModel
@@ -32,7 +30,7 @@ from headway.serving.messages import Setup
 from headway.serving.outcome import Outcome
 from headway.serving.replay import replay
 from headway.serving.request import Request
-from headway.serving.schedulers.base import SLO, Limits
+from headway.serving.schedulers.base import SLO, Limits, of_one_lane, scheduler_system
 from headway.serving.simulator import OneLane, Setting, simulate
 from headway.serving.state import State
 from headway.serving.trace import Trace
@@ -91,9 +89,8 @@ def record(
 
 def check_scheduler(slug: str, settings: Mapping[str, Any]) -> None:
     """Raises `BadInput` for one that the simulator's device of one lane cannot run."""
-    system: Any = entry(slug).load()
-    if len(system.make(system.settings(**settings)).lanes) > 1:
-        raise BadInput(f"{slug} runs several lanes", "bench --trace takes schedulers of one lane")
+    system = scheduler_system(slug)
+    of_one_lane(system.make(system.settings(**settings)), slug)
 
 
 @dataclass

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from headway.core.errors import BadInput, Lacking
 from headway.core.progress import Progress
-from headway.core.registry import entry
 from headway.hardware.machine import read_machine
 from headway.llm.language_model import LanguageModel
 from headway.llm.native import PAGE_TOKENS, NativeRuntime
 from headway.serving.engine import Engine
 from headway.serving.measuring import iteration_time
 from headway.serving.messages import Ready, Setup, TokenizerText
-from headway.serving.schedulers.base import SLO, Limits, Scheduler
+from headway.serving.schedulers.base import SLO, Limits, Scheduler, scheduler_system
 
 DEFAULT_SCHEDULER = "sarathi-serve"
 KV_SHARE = 0.25
@@ -47,7 +44,7 @@ def native(model: LanguageModel) -> NativeRuntime:
 def scheduler(model: LanguageModel, batch_tokens: int | None = None) -> Scheduler:
     """The one that the model carries (a recipe put it there), else `DEFAULT_SCHEDULER`."""
     slug, given = model.scheduler or (DEFAULT_SCHEDULER, {})
-    system: Any = entry(slug).load()
+    system = scheduler_system(slug)
     chosen = dict(given)
     if batch_tokens is not None:
         field = next((name for name in BUDGET_FIELDS if name in system.settings.model_fields), None)

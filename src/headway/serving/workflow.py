@@ -216,6 +216,11 @@ class Workflows:
 # Figures
 
 
+def lengths(queries: Iterable[Query]) -> list[tuple[str, int, int]]:
+    """(stage, prompt, output) of every call, in tokens."""
+    return [(stage.name, ask.prompt, ask.output) for q in queries for stage in q.stages for ask in stage.calls]
+
+
 def latencies(runs: Sequence[Running]) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Seconds by query; infinite where it failed or is not over."""
     return np.array([run.latency for run in runs], float)

@@ -36,7 +36,7 @@ from headway.serving.measuring import measure
 from headway.serving.schedulers.base import Limits
 from headway.serving.schedulers.vllm_like import PrefillFirst, VllmLikeSettings
 from headway.serving.simulator import OneLane, Setting
-from headway.serving.workflow import Query, Running, Workflows, latencies, quantile
+from headway.serving.workflow import Query, Running, Workflows, latencies, lengths, quantile
 
 MODEL = "smollm2-135m"
 CODED = "dfloat11"
@@ -132,15 +132,14 @@ def real(evidence: Evidence, context: ProofContext) -> None:
 
 
 def compared(evidence: Evidence, context: ProofContext, made: Bench) -> None:
-    evidence.model = {"name": made.models["plain"].name, "fingerprint": made.models["plain"].fingerprint()}
+    evidence.about(made.models["plain"])
     count = 10 if context.quick else QUESTIONS
     # What stages take is learnt from other questions than those that are judged.
     before = text2sql.make_questions(count, context.seed + 1)
     with context.progress.task("questions to learn from"):
         learnt = made.run([(f"b{at}", 0.0, text) for at, text in enumerate(before)], RoundRobin(), None)
     window = [run.record() for run in learnt]
-    lengths = [(stage.name, ask.prompt, ask.output) for q in window for stage in q.stages for ask in stage.calls]
-    known = shapes(lengths)
+    known = shapes(lengths(window))
     if "evaluate" not in known or "revise" not in known:  # no draft failed, or all agreed
         known |= {name: known["candidate"] for name in ("evaluate", "revise") if name not in known}
     times = StageTimes(tuple(made.models), shapes=known, costs=made.believed)
@@ -166,7 +165,7 @@ def compared(evidence: Evidence, context: ProofContext, made: Bench) -> None:
     answers = [{run.id: run.value for run in each} for rounds in runs.values() for each in rounds]
     differ = [id for id, *_ in questions if len({answer[id].sql for answer in answers if answer[id]}) != 1]
     failed = sum(bool(run.failed) for rounds in runs.values() for each in rounds for run in each)
-    values = list(answers[0].values())
+    values = [answer for answer in answers[0].values() if answer is not None]  # none: it failed
     evidence.bar(
         "here: final SQL of every question in all runs", "unchanged", "identical (greedy)",
         f"{', '.join(differ[:3]) or 'identical'}; {sum(v.result.rows is not None for v in values)} of {count} run, "

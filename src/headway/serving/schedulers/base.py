@@ -9,11 +9,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from headway.core.budget import Budget
 from headway.core.errors import BadInput
 from headway.core.model import Model
+from headway.core.registry import entry
 from headway.core.system import YES, Context, Costs, Policy, Settings, Verdict, no
 from headway.core.target import Target
 from headway.hardware.iteration_time import IterationTime, Load
@@ -331,3 +332,19 @@ class SchedulerSystem(Policy[S]):
     def make(self, settings: S) -> Scheduler:
         """The scheduler, for one engine or one simulation."""
         return type(self).scheduler(settings)
+
+
+def scheduler_system(slug: str) -> SchedulerSystem[Any]:
+    """The system of that name. Raises `BadInput` for one that is no scheduler."""
+    found = entry(slug)
+    if found.card.slot != "scheduler":
+        raise BadInput(f"{slug} is no scheduler", "name one, e.g. sarathi-serve; see: headway systems")
+    system: Any = found.load()
+    return system  # type: ignore[no-any-return]
+
+
+def of_one_lane(made: Scheduler, slug: str) -> Scheduler:
+    """What was made of a system, for a simulated device of one lane. Raises `BadInput` when it has several."""
+    if len(made.lanes) > 1:
+        raise BadInput(f"{slug} runs several lanes", "name a scheduler of one lane, e.g. sarathi-serve")
+    return made

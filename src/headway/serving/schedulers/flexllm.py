@@ -16,11 +16,19 @@ from pydantic import Field
 
 from headway.core.card import Card
 from headway.core.errors import BadInput
-from headway.core.registry import entry
 from headway.core.system import Settings
 from headway.hardware.iteration_time import Load
 from headway.serving.job import WAITING
-from headway.serving.schedulers.base import MAIN, Batch, Plan, Scheduler, SchedulerSystem, View, load_of
+from headway.serving.schedulers.base import (
+    MAIN,
+    Batch,
+    Plan,
+    Scheduler,
+    SchedulerSystem,
+    View,
+    load_of,
+    scheduler_system,
+)
 from headway.serving.tuning import Tuning, joined
 from headway.training.position import Forward, Piece, Position
 
@@ -183,8 +191,5 @@ class FlexLLM(SchedulerSystem[FlexLLMSettings]):
         """Raises `BadInput` for a base that is no scheduler."""
         if settings.base == SYSTEM.slug:
             raise BadInput("flexllm on itself", "name another base, e.g. sarathi-serve")
-        found = entry(settings.base)
-        if found.card.slot != SYSTEM.slot:
-            raise BadInput(f"{settings.base} is no scheduler", "name one, e.g. base=sarathi-serve")
-        base: Any = found.load()
+        base = scheduler_system(settings.base)
         return CoServe(settings, base.make(base.settings()))
