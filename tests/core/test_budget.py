@@ -69,6 +69,8 @@ def test_every_key_reads_in_every_dimension_it_knows(metric: object) -> None:
         ("size<=1MB, size<=2MB", 10, "limited twice"),
         ("memory<=-5MB", 8, "cannot be negative"),
         ("<=5", 0, "unknown key ''"),
+        ("size<==1MB", 4, "'<==' is no limit; write e.g. size<=90MB"),
+        ("cost<=$2/h", 6, "does not begin with a number; write e.g. cost<=2USD/h"),
     ],
 )
 def test_errors_point_at_the_character_and_mend(text: str, position: int, words: str) -> None:

@@ -50,9 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(f"headway {__version__}")
         return 0
+    from headway.core import interrupts
+
     verb = words[0]
     try:
-        code = _run(verb, words[1:])
+        with interrupts.kept():
+            code = _run(verb, words[1:])
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:

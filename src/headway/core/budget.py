@@ -57,7 +57,7 @@ METRICS: dict[str, Metric] = {
 OBJECTIVES = ("latency", "memory", "size", "energy")
 _EXAMPLES = {"quality": "quality>=0.95", "kl": "kl<=0.02", "top1_agreement": "top1_agreement>=0.95"}
 _OPERATORS = {"<=": "<=", ">=": ">=", "<": "<", ">": ">", "≤": "<=", "≥": ">=", "=<": "<=", "=>": ">="}
-_OPERATOR = re.compile(r"<=|>=|=<|=>|≤|≥|<|>|==|=|!=|:")
+_OPERATOR = re.compile(r"[<>=≤≥!:]+")
 
 
 class BudgetError(BadInput):
@@ -242,7 +242,7 @@ def _quantity(text: str, start: int, value: str, metric: Metric, example: str) -
     except QuantityError as error:
         unit = stripped[error.position :].strip()
         fitting = [name for name, (dimension, _) in UNITS.items() if name and dimension in metric.measured]
-        close = nearest(unit, fitting) if unit else ""
+        close = nearest(unit, fitting) if unit and error.position else ""  # at 0 it is the number that is missing
         mend = f"did you mean {stripped[: error.position].strip()}{close}?" if close else f"write e.g. {example}"
         raise BudgetError(text, at + error.position, f"{metric.name}: {error.what}", mend) from None
     number = NUMBER.match(stripped)

@@ -32,6 +32,7 @@ from headway.core.files import (
     sha256_of,
     tree_files,
 )
+from headway.core.interrupts import check
 from headway.core.jsontext import canonical_json, json_text
 
 DIGESTS = "digests.json"
@@ -73,6 +74,7 @@ class StepCache:
 
     def folder(self, key: str, build: Callable[[Path], None]) -> Path:
         """The entry's folder; `build(folder)` fills it when it is not there yet. Read it before the next call."""
+        check()
         entry = self.root / key
         if self._usable(entry):
             self.hits += 1

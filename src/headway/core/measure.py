@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from headway.core.errors import BadInput
+from headway.core.interrupts import check
 from headway.core.statistics import Interval, Verdict, median_ratio, noise_floor, verdict
 
 AGAIN = "again"
@@ -154,6 +155,7 @@ def compare(
         timing.calls = _calls(arms, baseline, warmup, min_time_s)
         gc.disable()
         while timing.rounds < rounds and (time.perf_counter() < deadline or not timing.rounds):
+            check()
             order = tuple(generator.sample(sorted(arms), len(arms)))
             taken = {name: _sample(arms[name], timing.calls[name], settle_s) for name in order}
             for name, seconds in taken.items():  # a round counts whole or not at all
