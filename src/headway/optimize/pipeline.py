@@ -84,6 +84,7 @@ class Search:
     context: Context
     bench: Bench
     deadline: float
+    ledger: Ledger
     measured: list[Candidate] = field(default_factory=list)
     corrections: Corrections = field(default_factory=Corrections)
     rounds: int = 0
@@ -102,7 +103,8 @@ class Search:
         deadline = time.monotonic() + request.time_s
         corrections = Corrections(power=subject.loss_power)
         bench = Bench(subject, context, metrics_limit_s=min(Bench.metrics_limit_s, TIMING * request.time_s))
-        return cls(request, subject, context, bench, deadline, corrections=corrections)
+        # Opened now: a home that cannot be written is found before minutes of measuring.
+        return cls(request, subject, context, bench, deadline, Ledger.open(), corrections=corrections)
 
     @property
     def late(self) -> bool:
@@ -237,7 +239,7 @@ class Search:
         result.complete()
         if self.request.output is not None:
             result.save(self.request.output)
-        Ledger.open().append(result.evidence)
+        self.ledger.append(result.evidence)
         return result
 
 

@@ -110,7 +110,8 @@ class Result:
 
     def table(self) -> str:
         """For people: the verdict, then baseline, front and winner side by side."""
-        lines = [f"budget {self.request.budget or '(none)'}: {'MET' if self.met else 'NOT MET'}"]
+        asked = str(self.request.budget)
+        lines = [f"budget {asked}: {'MET' if self.met else 'NOT MET'}" if asked else "no budget was given"]
         lines += [f"  {violation}" for violation in violations(self.winner, self.request.budget)]
         lines += ["", _row("", [title(metric) for metric, _ in self._columns()])]
         for name, candidate in [("original", self.baseline), ("winner", self.winner)]:
