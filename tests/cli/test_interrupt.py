@@ -58,8 +58,6 @@ def test_ctrl_c_says_in_one_line_that_what_was_measured_is_kept(phase: Callable[
     words = ["optimize", str(TinyFolder(tmp_path / "tiny").path), "--text", str(text), "--threads", "1", "--quiet"]
     process = subprocess.Popen(
         [str(Path(sys.executable).with_name("headway")), *words],
-        # A shell starts what it puts in the background with Ctrl-C ignored, and that is inherited.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         env={**os.environ, "HEADWAY_HOME": str(tmp_path / "home")},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
