@@ -1,5 +1,7 @@
 """What holds for every test: Triton interprets its kernels; property tests have no deadline and repeat.
 
+Tests run on several processes at once (`pytest -n`): nothing that one leaves behind is needed by another.
+
 `--hypothesis-profile=anew`, which `make nightly` gives, draws other cases each time.
 
 Fault suites hand their figures to the fixture `figures`; they are printed at the end, passed or failed.
@@ -11,6 +13,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -29,8 +32,6 @@ settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.register_profile("anew", deadline=None)
 settings.load_profile("repeatable")
 
-FIGURES = pytest.StashKey[list[str]]()
-
 
 @pytest.fixture
 def figures(request: pytest.FixtureRequest) -> Callable[..., None]:
@@ -41,9 +42,26 @@ def figures(request: pytest.FixtureRequest) -> Callable[..., None]:
             f"{name.replace('_', ' ')} {f'{value:.4g}' if isinstance(value, float) else value}"
             for name, value in found.items()
         )
-        request.config.stash.setdefault(FIGURES, []).append(f"{request.node.nodeid}: {shown}")
+        request.node.user_properties.append(("figures", f"{request.node.nodeid}: {shown}"))
 
     return record
+
+
+@pytest.fixture(scope="session")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What tests measured of this machine so far: the first alone probes it."""
+    return tmp_path_factory.mktemp("targets")
+
+
+@pytest.fixture
+def home(tmp_path: Path, learned: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A home of the test's own; what was learned of this machine is handed on."""
+    folder = tmp_path / "home"
+    monkeypatch.setenv("HEADWAY_HOME", str(folder))
+    targets = folder / "state" / "targets"
+    shutil.copytree(learned, targets)
+    yield folder
+    shutil.copytree(targets, learned, dirs_exist_ok=True)
 
 
 CHROMIUM = (
@@ -70,8 +88,10 @@ def browser() -> Iterator[Browser]:
         started.close()
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    lines = config.stash.get(FIGURES, [])
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = [report for found in terminalreporter.stats.values() for report in found]
+    kept = (pair for report in reports if getattr(report, "when", "") == "call" for pair in report.user_properties)
+    lines = sorted(text for name, text in kept if name == "figures")
     if lines:
         terminalreporter.section("figures of the fault suites")
         for line in lines:

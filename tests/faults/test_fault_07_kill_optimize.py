@@ -48,8 +48,8 @@ def storm(folder: Path, kills: int, interrupts: int) -> dict[str, Any]:
     return found
 
 
-def test_ten_kills_and_three_interrupts_lose_nothing(folder: Path, figures: Callable[..., None]) -> None:
-    figures(**storm(folder, 10, 3))
+def test_five_kills_and_two_interrupts_lose_nothing(folder: Path, figures: Callable[..., None]) -> None:
+    figures(**storm(folder, 5, 2))
 
 
 @pytest.mark.nightly

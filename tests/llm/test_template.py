@@ -119,7 +119,8 @@ def test_every_bomb_is_stopped_within_its_time_and_memory(worker_peaks: Path) ->
             assert "\n" not in str(error)
         else:
             assert len(text) < 1 << 20, source[:80]
-        assert _cpu() - start <= 2 * SECONDS, source[:80]  # a worker ends with its bomb; the next pays its start too
+        # Not stopped, the smallest of them takes minutes; a worker's own start counts too.
+        assert _cpu() - start <= 10 * SECONDS, source[:80]
     peaks = [int(line) << 10 for line in worker_peaks.read_text().split()]
     assert max(peaks) <= BYTES
     assert len(BOMBS) >= 60

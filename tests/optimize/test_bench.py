@@ -19,8 +19,7 @@ from headway.optimize.engines.transformers_eager import make as transformers_eng
 
 
 @pytest.fixture
-def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("HEADWAY_HOME", str(tmp_path / "home"))
+def tiny(tmp_path: Path, home: Path) -> Path:
     return TinyFolder(tmp_path / "tiny").path
 
 

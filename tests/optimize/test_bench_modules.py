@@ -35,8 +35,8 @@ class Small(nn.Module):
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HEADWAY_HOME", str(tmp_path / "home"))
+def at_home(home: Path) -> None:
+    """Each in a home of its own."""
 
 
 def small(task: Any = "module") -> ModuleModel:

@@ -18,8 +18,7 @@ COST = IterationTime((0, 8, 64), (0.001, 0.001, 0.008), 1e-7, 1e-7, 1e-6, 1e-6)
 
 
 @pytest.fixture
-def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("HEADWAY_HOME", str(tmp_path / "home"))
+def tiny(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for module in (load_run, prepared):
         monkeypatch.setattr(module, "iteration_time", lambda *_: COST)
     return TinyFolder(tmp_path / "tiny").path

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,28 +16,18 @@ from headway.cli.main import main
 from headway.core.errors import BadInput
 from headway.core.module_workload import workload_from
 from headway.core.workload import Texts, Workload
-from headway.optimize import pipeline
+from headway.optimize import pipeline, search
 from headway.optimize.result import Result
 
 WORDS = "the cat sat on a mat and saw the dog run to its house near a tree by the road "
 
 
-@pytest.fixture(scope="module")
-def probed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home that knows this machine, so that only the first test measures it."""
-    return tmp_path_factory.mktemp("probed")
-
-
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, probed: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A home of each test's own; what a test learned of the machine is handed on."""
-    monkeypatch.setenv("HEADWAY_HOME", str(tmp_path / "home"))
-    for name, fewer in (("ROUNDS", 3), ("PROPOSED", 4), ("SURVIVORS", 2), ("PROOF_ROUNDS", 16)):
+def short(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search with fewer of everything."""
+    for name, fewer in (("ROUNDS", 2), ("PROPOSED", 4), ("SURVIVORS", 2), ("PROOF_ROUNDS", 16)):
         monkeypatch.setattr(pipeline, name, fewer)
-    targets = tmp_path / "home" / "state" / "targets"
-    shutil.copytree(probed, targets)
-    yield
-    shutil.copytree(targets, probed, dirs_exist_ok=True)
+    monkeypatch.setattr(search, "TRIALS", 40)
 
 
 @pytest.fixture

@@ -22,8 +22,7 @@ TOKENS = list(range(3, 90))
 
 
 @pytest.fixture
-def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LanguageModel:
-    monkeypatch.setenv("HEADWAY_HOME", str(tmp_path / "home"))
+def tiny(tmp_path: Path, home: Path) -> LanguageModel:
     return headway.load(str(TinyFolder(tmp_path / "tiny").path))
 
 
