@@ -105,6 +105,52 @@ def test_any_weight_multiplies_as_its_own_kernel_does(slug: str, settings: dict[
     assert not torch.equal(logits, model.run(model.sample))
 
 
+@pytest.mark.parametrize("group", [32, 64, 320, 1024])  # 320 and whole rows of 672: summed in parts
+def test_products_of_eight_bits_are_those_of_the_exact_weights(group: int) -> None:
+    model = ModuleModel(made(), torch.randn(2, 3, 70, 61), task="classification")
+    found: Any = system("int8")
+    packed = found.apply(model, found.settings.parse({"group_size": group}, "int8"), Context(None, threads=1))
+    native, (x,) = NativeConvNet(packed.runtime), model.sample
+    with torch.no_grad():
+        expected = packed.module()(x)  # of the dequantised weights, with float32 activations
+    first = native(x)
+    torch.testing.assert_close(first, expected, rtol=0, atol=1e-3 * float(expected.abs().max()))
+    before = cpu.threads()
+    try:
+        for threads in (1, 2, 3):
+            cpu.set_threads(threads)
+            for level in cpu.levels():
+                with cpu.at_level(level):
+                    assert torch.equal(native(x), first)
+                    assert torch.equal(native(x[1:]), first[1:])
+    finally:
+        cpu.set_threads(before)
+
+
+@pytest.mark.parametrize("level", cpu.levels())
+def test_an_image_that_is_not_a_number_gives_none(level: str) -> None:
+    model = ModuleModel(made(), torch.randn(2, 3, 64, 64), task="classification")
+    found: Any = system("int8")
+    packed = found.apply(model, found.settings.parse({}, "int8"), Context(None, threads=1))
+    native, x = NativeConvNet(packed.runtime), model.sample[0].clone()
+    with cpu.at_level(level):
+        expected = native(x)
+        x[0, :, 20:40] = float("nan")
+        logits = native(x)
+    assert logits[0].isnan().all()
+    assert torch.equal(logits[1], expected[1])
+
+
+def test_an_image_of_zeros_has_the_logits_of_the_exact_weights() -> None:
+    model = ModuleModel(made(), torch.zeros(1, 3, 32, 32), task="classification")
+    found: Any = system("int8")
+    packed = found.apply(model, found.settings.parse({}, "int8"), Context(None, threads=1))
+    with torch.no_grad():
+        expected = packed.module()(*model.sample)
+    found_logits = NativeConvNet(packed.runtime)(*model.sample)
+    torch.testing.assert_close(found_logits, expected, rtol=0, atol=1e-3 * float(expected.abs().max()))
+
+
 def test_the_packaged_network_runs_natively_and_chooses_the_same_classes() -> None:
     model = efficientnet_lite0()
     assert isinstance(native_forward(model.module()), NativeConvNet)

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "kernels.h"
+#include "w8a16_weight.h"
 
 namespace headway {
 namespace {
@@ -22,7 +23,12 @@ int64_t pad_before(int64_t size, int64_t kernel, int64_t stride) {
 }  // namespace
 
 ConvNet::ConvNet(int64_t channels, std::vector<ConvStep> steps, WeightPtr classifier, Vector bias)
-    : channels_(channels), steps_(std::move(steps)), classifier_(std::move(classifier)), bias_(std::move(bias)) {}
+    : channels_(channels),
+      steps_(std::move(steps)),
+      classifier_(with_wide_activations(std::move(classifier))),
+      bias_(std::move(bias)) {
+  for (ConvStep& step : steps_) step.weight = with_wide_activations(std::move(step.weight));
+}
 
 // A buffer that neither holds `kept` nor the step's input, which is the one used last.
 ConvNet::Image ConvNet::room(int64_t height, int64_t width, int64_t channels, const Image& kept) {
@@ -68,7 +74,16 @@ void ConvNet::run(const float* images, int64_t count, int64_t height, int64_t wi
 }
 
 void ConvNet::lane_acts(int lanes) {
-  while (int64_t(lane_acts_.size()) < lanes) lane_acts_.push_back(std::make_unique<Acts>());
+  while (int64_t(lane_acts_.size()) < lanes) lane_acts_.push_back(std::make_unique<LaneActs>());
+  for (const auto& lane : lane_acts_) lane->at = -1;
+}
+
+const Acts& ConvNet::LaneActs::take(int64_t part, const Weight& weight, const float* x, int64_t ld, int64_t rows) {
+  if (part == at) return acts;
+  at = part;
+  acts.reset(x, ld, rows, ld);
+  if (const FormSpec* form = weight.form(rows)) acts.ensure(*form);
+  return acts;
 }
 
 void ConvNet::product(const ConvStep& step, const Image& x, const Image& y, const float* residual,
@@ -86,17 +101,15 @@ void ConvNet::product(const ConvStep& step, const Image& x, const Image& y, cons
   lane_acts(lanes);
   for (int lane = 0; lane < lanes; ++lane)
     for (const int64_t count : {rows, rest}) {
-      lane_acts_[size_t(lane)]->reset(x.data, cols, count, cols);
-      if (const FormSpec* form = weight.form(count)) lane_acts_[size_t(lane)]->reserve(*form);
+      lane_acts_[size_t(lane)]->acts.reset(x.data, cols, count, cols);
+      if (const FormSpec* form = weight.form(count)) lane_acts_[size_t(lane)]->acts.reserve(*form);
     }
   lanes_.reserve(lanes, std::max<size_t>({64, weight.scratch_bytes(rows), weight.scratch_bytes(rest)}));
   session.run(chunks * shares, [&](int64_t task, int lane) {
     const int64_t first = task / shares * rows, count = std::min(rows, n - first);
     const int64_t begin = task % shares * tiles, end = std::min(weight.tiles(), begin + tiles);
     if (begin >= end) return;
-    Acts& acts = *lane_acts_[size_t(lane)];
-    acts.reset(x.data + first * cols, cols, count, cols);
-    if (const FormSpec* form = weight.form(count)) acts.ensure(*form);
+    const Acts& acts = lane_acts_[size_t(lane)]->take(task / shares, weight, x.data + first * cols, cols, count);
     const Finish finish{step.scale.data(), step.shift.data(), residual ? residual + first * y.ld() : nullptr, y.ld(),
                         step.low(), step.high(), 0, 0};
     weight.matmul_finish(acts, y.data + first * y.ld(), y.ld(), begin, end, lanes_.at(lane), finish);
@@ -151,8 +164,8 @@ void ConvNet::filtered(const ConvStep& step, const ConvStep& filter, const Image
       scratch = std::max(scratch, step.weight->scratch_bytes(count));
       const FormSpec* form = step.weight->form(count);
       for (int lane = 0; form && lane < lanes; ++lane) {
-        lane_acts_[size_t(lane)]->reset(x.data, x.ld(), count, x.ld());
-        lane_acts_[size_t(lane)]->reserve(*form);
+        lane_acts_[size_t(lane)]->acts.reset(x.data, x.ld(), count, x.ld());
+        lane_acts_[size_t(lane)]->acts.reserve(*form);
       }
     }
   }
@@ -164,14 +177,13 @@ void ConvNet::filtered(const ConvStep& step, const ConvStep& filter, const Image
     auto* between = static_cast<float*>(between_.at(lane));
     std::fill(between, between + b.in_rows * line * kTile, 0.0f);
     float* inside = between + ((b.begin - b.in) * line + left) * kTile;
-    Acts* acts = nullptr;
+    const Acts* acts = nullptr;
     float* padded = between + image;
     if (stem) pad_planes(step, b.begin, b.end - b.begin, planes, x, padded, plane, wide);
     else {
       const int64_t count = (b.end - b.begin) * width;
-      acts = lane_acts_[size_t(lane)].get();
-      acts->reset(x.data + b.begin * width * x.ld(), x.ld(), count, x.ld());
-      if (const FormSpec* form = step.weight->form(count)) acts->ensure(*form);
+      acts = &lane_acts_[size_t(lane)]->take(task / shares, *step.weight, x.data + b.begin * width * x.ld(), x.ld(),
+                                             count);
     }
     for (int64_t tile = first; tile < end; ++tile) {
       const int64_t at = tile * kTile;

@@ -5,7 +5,8 @@
 // GEMM with what follows it (AVX2, one Zen 3 core of 97 GFLOP/s, from the caches): 86 to 91 GFLOP/s at 112 to 1,152
 // columns; 58 at 16 columns, where every 12 FMAs' sums are stored after 16 steps.
 #pragma once
-#include "finish_kernel.h"
+#include "kernels.h"
+#include "store_kernel.h"
 
 namespace headway {
 namespace {
@@ -21,11 +22,6 @@ constexpr int64_t kDenseAhead = 4096;  // bytes fetched ahead of a stream of til
 template <int STORAGE> HEADWAY_INLINE void dense_fetch(const void* p, int64_t k) {
   constexpr int64_t step = STORAGE == 0 ? 64 : 32;
   if (step == 64 || k % 2 == 0) __builtin_prefetch((const char*)p + k * step + kDenseAhead, 0, 3);
-}
-
-HEADWAY_INLINE void store_rows(float* y, F a, int64_t n) {
-  if (n >= 16) store(y, a);
-  else store_part(y, a, (int)n);
 }
 
 // COLS activation rows against one tile. FETCH: the tile comes from memory, not from a cache.
@@ -62,46 +58,6 @@ static void dense_tile(const void* w, int64_t cols, const float* x, int64_t ldx,
 static void dense_panel(const float* panel, int64_t cols, const float* x, int64_t ldx, int64_t rows, float* y,
                         int64_t ldy, int64_t tile_rows, int accumulate) {
   dense_tile<0>(panel, cols, x, ldx, rows, y, ldy, tile_rows, accumulate != 0);
-}
-
-// Sums of COLS rows, from `row` on, and of TILES tiles: `y` is row 0 at the first of them, whose channel is `at`.
-template <int TILES, int COLS>
-HEADWAY_INLINE void dense_store(const F (*acc)[COLS], float* y, int64_t ldy, int64_t row, int64_t last_rows, int64_t at,
-                                const Finish* f) {
-  if (!f) {
-    for (int c = 0; c < COLS; ++c)
-      for (int t = 0; t < TILES; ++t)
-        store_rows(y + (row + c) * ldy + t * 16, acc[t][c], t + 1 < TILES ? 16 : last_rows);
-    return;
-  }
-  // Copies: what is stored could overwrite the originals, for all that the compiler knows.
-  const int64_t width = f->width, gap = f->gap, ldr = f->ldr, line = gap ? row / width : 0;
-  int64_t left = gap ? (line + 1) * width - row : INT64_MAX;
-  const F low = set1(f->low), high = set1(f->high);
-  const float *scale = f->scale + at, *shift = f->shift + at;
-  const float* residual = f->residual ? f->residual + row * ldr + at : nullptr;
-  F out[TILES][COLS];
-#pragma GCC unroll 2
-  for (int t = 0; t < TILES; ++t) {
-    const F s = load(scale + t * 16), b = load(shift + t * 16);
-#pragma GCC unroll 32
-    for (int c = 0; c < COLS; ++c) out[t][c] = fma(acc[t][c], s, b);
-  }
-  if (residual)
-#pragma GCC unroll 2
-    for (int t = 0; t < TILES; ++t)
-#pragma GCC unroll 32
-      for (int c = 0; c < COLS; ++c) out[t][c] = out[t][c] + load(residual + c * ldr + t * 16);
-  float* to = y + row * ldy + line * gap;
-#pragma GCC unroll 32
-  for (int c = 0; c < COLS; ++c, to += ldy) {
-#pragma GCC unroll 2
-    for (int t = 0; t < TILES; ++t) store(to + t * 16, min(high, max(low, out[t][c])));
-    if (--left == 0) {
-      to += gap;
-      left = width;
-    }
-  }
 }
 
 // COLS activation rows against TILES tiles, for GEMM: on AVX-512 24 sums, 14 loads for 24 FMAs, so that the FMA units
