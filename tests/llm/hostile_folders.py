@@ -153,10 +153,10 @@ REFUSED: dict[str, tuple[Callable[[TinyFolder, Path], None], str]] = {
     "index is absolute": (_index(x="OUTSIDE"), "is not a plain name inside"),
     "index has a NUL": (_index(x="a\0.safetensors"), "is not a plain name inside"),
     "index with backslashes": (_index(x="..\\w.safetensors"), "is not a plain name inside"),
-    "index names a missing file": (_index(x="absent.safetensors"), "No such file"),
+    "index names a missing file": (_index(x="absent.safetensors"), "which is not there; download"),
     "index of numbers": (_index(x=3), "weight_map is not an object of file names"),
     "index of 100,000 shards": (_many_shards, "100000 shards, the limit is 4096"),
-    "case of a shard's name": (_index(x="MODEL-00001-of-00002.safetensors"), "No such file"),
+    "case of a shard's name": (_index(x="MODEL-00001-of-00002.safetensors"), "which is not there"),
     "weights are a link outside": (
         _replaced("model.safetensors", lambda p, k: p.symlink_to(k)),
         "symbol",

@@ -38,6 +38,7 @@ class Loaded(Bench):
     def __init__(self, seconds: Mapping[str, float], loads: list[float], units: int) -> None:
         super().__init__(Stub(), Stub())  # type: ignore[arg-type]
         self.seconds, self.loads, self.units = seconds, loads, units
+        self.scored: list[str] = []
 
     def model(self, recipe: Recipe) -> Any:
         return Stub()
@@ -45,7 +46,8 @@ class Loaded(Bench):
     def memory(self, recipe: Recipe) -> float:
         return 1.0
 
-    def qualities(self, recipes: Sequence[Recipe], *_: Any, **__: Any) -> list[dict[str, float]]:
+    def qualities(self, recipes: Sequence[Recipe], split: Any, *_: Any, **__: Any) -> list[dict[str, float]]:
+        self.scored.append(split)
         return [{"quality": 1.0} for _ in recipes]
 
     def timings(self, recipes: Mapping[str, Recipe], rounds: int, purpose: str) -> dict[str, tuple[Timing, int]]:
@@ -68,6 +70,18 @@ def test_rounds_under_different_load_give_times_that_compare(first: float, secon
         measured = bench.measure([Candidate(recipe)], 1)[0].measured
         assert measured["tpot_s"] == pytest.approx(1.25 * seconds[str(recipe)])
         assert measured["throughput_tok_s"] == pytest.approx(1 / measured["tpot_s"])
+
+
+def test_a_search_never_sees_what_the_proof_is_scored_on() -> None:
+    bench = Loaded({str(UNMODIFIED): 2.0, str(INT8): 1.0}, [1.0, 1.0, 1.0], 1)
+    bench.measure([Candidate(UNMODIFIED)], 1)
+    bench.measure([Candidate(INT8)], 1)
+    assert set(bench.scored) == {"search"}
+    bench.scored.clear()
+    evidence = Evidence.__new__(Evidence)
+    evidence.add_timing = lambda *_, **__: None  # type: ignore[method-assign]
+    bench.prove(Candidate(INT8), evidence, 5)
+    assert bench.scored == ["heldout"]
 
 
 def test_a_proof_says_what_it_took_then() -> None:

@@ -139,7 +139,13 @@ class Checkpoint:
                 raise BadInput(f"{index} names {shard!r}, a pickle, which can run code", CONVERT)
             if not shard.endswith(".safetensors"):
                 raise BadFile(index, 0, f"weight_map names {shard[:80]!r}, no safetensors file")
-            self._add(self.folder.tensors(shard))
+            try:
+                self._add(self.folder.tensors(shard))
+            except BadInput as error:
+                if not isinstance(error.__cause__, FileNotFoundError):
+                    raise
+                mend = "download or copy the whole model again"
+                raise BadInput(f"{index} names {shard!r}, which is not there", mend) from None
         for name, shard in mapping.items():
             if name not in self._where or self._where[name].path.name != Path(shard).name:
                 raise BadFile(index, 0, f"tensor {name[:80]!r} is not in {shard[:80]!r}")

@@ -91,12 +91,20 @@ def choice_table(
     choices, losses = [KEEP], [dict.fromkeys((site.name for site in sites), 0.0)]
     held: list[Mapping[str, Weight]] = [{site.name: model.weight(site.name) for site in sites}]
     moments = Moments(model, context)
-    offers = [[(slug, system, option) for option in options] for slug, system, options in weights]
+    offers = [
+        [(slug, system, option, system.settings.parse({**option, "only": ["*"]}, slug)) for option in options]
+        for slug, system, options in weights
+    ]
     # Every system's first option, then every second: when the time is short each has had its turn.
-    for slug, system, option in filter(None, chain.from_iterable(zip_longest(*offers))):
-        if time.monotonic() > until and len(choices) > 1:
+    turns = [offer for offer in chain.from_iterable(zip_longest(*offers)) if offer]
+    turns.sort(key=lambda offer: offer[1].calibrates(offer[3]))  # made in no time first
+    for number, (slug, system, option, settings) in enumerate(turns):
+        if time.monotonic() > until and number:
+            context.notes.append(
+                f"the time was up when {len(turns) - number} of {len(turns)} settings of the weight systems had not "
+                "been tried; what was done is kept: run the same command again to go on, or give a longer --time"
+            )
             break
-        settings = system.settings.parse({**option, "only": ["*"]}, slug)
         taken = [site for site in sites if system.taken(settings, [site])]
         made = system.weights(model, settings, context, taken)
         choices.append(Choice(slug, tuple(sorted(option.items()))))

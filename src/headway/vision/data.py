@@ -62,11 +62,12 @@ def random_view(picture: Picture, size: int, random: np.random.Generator) -> Ten
 
 
 class Views(Sequence[Inputs]):
-    """The pieces of a split, ((BATCH, 3, size, size),) each; made when asked for, and the same every time."""
+    """The pieces of a split, ((BATCH, 3, size, size),) each; made when first asked for, and always the same."""
 
     def __init__(self, split: str, size: int) -> None:
         self.split = split
         self.size = size
+        self._made: dict[int, Inputs] = {}
 
     def __len__(self) -> int:
         return BATCHES[self.split]
@@ -79,6 +80,11 @@ class Views(Sequence[Inputs]):
         if isinstance(index, slice):
             return tuple(self[i] for i in range(len(self))[index])
         piece = range(len(self))[index]
+        if piece not in self._made:
+            self._made[piece] = self._make(piece)
+        return self._made[piece]
+
+    def _make(self, piece: int) -> Inputs:
         random = np.random.default_rng([piece, self.size, *self.split.encode()])
         names = SOURCES[self.split]
         pictures = [photo(names[(piece * BATCH + i) % len(names)]) for i in range(BATCH)]

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from small_net import context as small_context
 from small_net import small_model
 from torch import nn
@@ -24,6 +26,7 @@ from headway.llm.weights.grouped import Int4Weight, Int8Weight
 from headway.llm.weights.int4 import Int4, Int4Settings
 from headway.llm.weights.int8 import Int8, Int8Settings
 from headway.llm.weights.quantizers import copied, rtn
+from headway.llm.weights.transform import Matrix
 
 
 def model(seed: int = 0) -> ModuleModel:
@@ -48,6 +51,22 @@ def test_only_and_skip_choose_and_heads_stay_unless_named() -> None:
     assert taken(skip="*.up") == ["layers.0.q"]
     assert taken(only=("head", "*.q")) == ["layers.0.q", "head"]
     assert taken(only="*", skip="head") == ["layers.0.q", "layers.0.up"]
+
+
+@given(
+    seed=st.integers(0, 2**20),
+    group=st.sampled_from([16, 48, 64]),
+    columns=st.integers(1, 130),
+    size=st.sampled_from([1e-9, 1e-3, 1.0, 1e6]),
+)
+def test_eight_bits_err_by_half_a_step_of_their_group(seed: int, group: int, columns: int, size: float) -> None:
+    w = (size * np.random.default_rng(seed).standard_t(3, (5, columns))).astype(np.float32)
+    made = Int8().make(Matrix(Site("a", 5, columns), w, None), Int8Settings(group_size=group)).dequantize()
+    for at in range(0, columns, group):
+        part, error = w[:, at : at + group], np.abs(made - w)[:, at : at + group]
+        step = np.abs(part).max(axis=1, keepdims=True) / 127
+        # The scale is a float16, at most 2^-11 off, 127 steps from zero.
+        assert (error <= step * (0.5 + 127 * 2.0**-11) * (1 + 1e-5)).all()
 
 
 @pytest.mark.parametrize("quantizer", ["gptq", "rtn"])

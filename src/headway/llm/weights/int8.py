@@ -54,7 +54,8 @@ class Int8(WeightTransform[Int8Settings]):
         w = checked(matrix.value, 8, settings.group_size)
         blocks = grouped(w, settings.group_size)
         scale = np.abs(blocks).max(axis=2) / np.float32(127)
-        half = scale.astype(np.float16)
+        with np.errstate(over="ignore"):  # kept as float32 then
+            half = scale.astype(np.float16)
         fits = (half >= np.finfo(np.float16).smallest_normal) | (scale == 0)
         stored = half if fits.all() and np.isfinite(half).all() else scale.astype(np.float32)
         safe = np.where(stored == 0, 1, stored).astype(np.float32)

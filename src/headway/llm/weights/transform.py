@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from abc import abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,8 +13,7 @@ from threading import Lock
 from typing import ClassVar, TypeVar
 
 import numpy as np
-from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from headway.core.model import Model, Site
 from headway.core.system import YES, Context, Costs, Transform, Verdict, WeightSettings, no, sites_taken
@@ -21,6 +21,7 @@ from headway.core.target import Target
 from headway.core.weight import F32, Weight
 from headway.hardware.rates import Rates
 from headway.llm.digests import weight_digest
+from headway.llm.safetensors_file import SafetensorsFile
 from headway.llm.weights.base import form_class
 
 S = TypeVar("S", bound=WeightSettings)
@@ -128,6 +129,8 @@ def _keep(weight: Weight, folder: Path) -> None:
 
 
 def _kept(folder: Path) -> Weight:
-    with safe_open(folder / FILE, "numpy") as opened:
-        described = json.loads(opened.metadata()[KEY])
-    return form_class(described["form"]).load(load_file(folder / FILE), described["meta"])
+    """Its arrays are views of the file: what a search holds of many options can leave memory again."""
+    path = folder / FILE
+    opened = SafetensorsFile(path, os.open(path, os.O_RDONLY))
+    described = json.loads(opened.metadata[KEY])
+    return form_class(described["form"]).load({name: opened.array(name) for name in opened}, described["meta"])
