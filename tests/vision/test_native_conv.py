@@ -39,6 +39,12 @@ def with_norms(network: EfficientNetLite) -> EfficientNetLite:
     return network.eval()
 
 
+def with_weights(model: ModuleModel, slug: str, **settings: Any) -> ModuleModel:
+    found: Any = system(slug)
+    packed: ModuleModel = found.apply(model, found.settings.parse(settings, slug), Context(None, threads=1))  # type: ignore[arg-type]
+    return packed
+
+
 @pytest.mark.parametrize("level", cpu.levels())
 @pytest.mark.parametrize("size", [(64, 64), (33, 70), (1, 1), (7, 95), (70, 600)])  # the last: in bands of rows
 def test_logits_equal_the_readable_modules(size: tuple[int, int], level: str) -> None:
@@ -95,8 +101,7 @@ def test_one_block_equals_torch_for_any_shape(kernel: int, stride: int, data: st
 )
 def test_any_weight_multiplies_as_its_own_kernel_does(slug: str, settings: dict[str, Any]) -> None:
     model = ModuleModel(made(), torch.randn(2, 3, 64, 64), task="classification")
-    found: Any = system(slug)
-    packed = found.apply(model, found.settings.parse(settings, slug), Context(None, threads=1))  # type: ignore[arg-type]
+    packed = with_weights(model, slug, **settings)
     logits = packed.run(model.sample)
     assert packed.kernel_calls() == len(packed.packed_weights()) > 10
     with torch.no_grad():
@@ -108,8 +113,7 @@ def test_any_weight_multiplies_as_its_own_kernel_does(slug: str, settings: dict[
 @pytest.mark.parametrize("group", [32, 64, 320, 1024])  # 320 and whole rows of 672: summed in parts
 def test_products_of_eight_bits_are_those_of_the_exact_weights(group: int) -> None:
     model = ModuleModel(made(), torch.randn(2, 3, 70, 61), task="classification")
-    found: Any = system("int8")
-    packed = found.apply(model, found.settings.parse({"group_size": group}, "int8"), Context(None, threads=1))
+    packed = with_weights(model, "int8", group_size=group)
     native, (x,) = NativeConvNet(packed.runtime), model.sample
     with torch.no_grad():
         expected = packed.module()(x)  # of the dequantised weights, with float32 activations
@@ -130,8 +134,7 @@ def test_products_of_eight_bits_are_those_of_the_exact_weights(group: int) -> No
 @pytest.mark.parametrize("level", cpu.levels())
 def test_an_image_that_is_not_a_number_gives_none(level: str) -> None:
     model = ModuleModel(made(), torch.randn(2, 3, 64, 64), task="classification")
-    found: Any = system("int8")
-    packed = found.apply(model, found.settings.parse({}, "int8"), Context(None, threads=1))
+    packed = with_weights(model, "int8")
     native, x = NativeConvNet(packed.runtime), model.sample[0].clone()
     with cpu.at_level(level):
         expected = native(x)
@@ -143,12 +146,11 @@ def test_an_image_that_is_not_a_number_gives_none(level: str) -> None:
 
 def test_an_image_of_zeros_has_the_logits_of_the_exact_weights() -> None:
     model = ModuleModel(made(), torch.zeros(1, 3, 32, 32), task="classification")
-    found: Any = system("int8")
-    packed = found.apply(model, found.settings.parse({}, "int8"), Context(None, threads=1))
+    packed = with_weights(model, "int8")
     with torch.no_grad():
         expected = packed.module()(*model.sample)
-    found_logits = NativeConvNet(packed.runtime)(*model.sample)
-    torch.testing.assert_close(found_logits, expected, rtol=0, atol=1e-3 * float(expected.abs().max()))
+    found = NativeConvNet(packed.runtime)(*model.sample)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3 * float(expected.abs().max()))
 
 
 def test_the_packaged_network_runs_natively_and_chooses_the_same_classes() -> None:

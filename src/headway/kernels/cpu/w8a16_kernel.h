@@ -1,11 +1,11 @@
 // W8A16 products (w8a16.h). Included after a level's simd.h and what its w8a16.cpp adds to it.
 //
 // Per 16 rows x 2 columns: 64 B of widened codes and, for each activation row, a broadcast of 4 B; on AVX2 two vpmaddwd
-// and two vpaddd for 64 operations: 195 GOP/s if a Zen 3 core of 97 GFLOP/s issued four a cycle. Reached there: 100 to
-// 116 from 80 columns on, 1.3 to 1.4 times the float32 product beside it; at 16 and 24 columns no more than that, since
-// both store as long as they sum. Lost: the ends of groups of 64. A tile's codes are widened once for all rows. For
-// each group in order, lanes being rows:
-//   acc = fma(scale, float(dot), acc);   then y = acc * sx
+// and two vpaddd for 64 operations: 195 GOP/s if a Zen 3 core of 97 GFLOP/s issued four a cycle. Reached there: 120 to
+// 135 from 80 columns on, 1.5 times the float32 product beside it; 77 at 16, 1.35 times, where both store as long as
+// they sum. Lost: the pipes that sums and products share, and the ends of groups of 64. A tile's codes are widened once for
+// all rows. For each group in order, lanes being rows:
+//   acc = fma(scale, float(dot), acc), the first without a sum;   then y = acc * sx
 #pragma once
 #include "store_kernel.h"
 #include "w8a16.h"
@@ -40,18 +40,22 @@ HEADWAY_INLINE void w8a16_block(const int16_t* w, const float* scales, int64_t c
                                 int64_t ldx, const float* sx, float* y, int64_t ldy, int64_t row, int64_t last_rows,
                                 int64_t at, const Finish* finish) {
   F acc[1][COLS];
-  for (int c = 0; c < COLS; ++c) acc[0][c] = zero();
-  for (int64_t left = cols; left > 0; left -= run, scales += 16) {
+  const auto sums = [&]<bool FIRST>(int64_t n) __attribute__((always_inline)) {
     I dots[COLS];
-    for (int c = 0; c < COLS; ++c) dots[c] = set1i(0);
-    if (COLS > 2)
-      for (int c = 0; c < COLS; ++c) park(acc[0][c]);
-    const int64_t n = left < run ? left : run;
     sum_pairs<COLS>(dots, w, x, ldx, n);
+    const F scale = load(scales);
+    for (int c = 0; c < COLS; ++c)
+      if constexpr (FIRST) acc[0][c] = scale * to_float(dots[c]);
+      else acc[0][c] = fma(scale, to_float(dots[c]), acc[0][c]);
     w += n * 16;
     x += n;
-    const F scale = load(scales);
-    for (int c = 0; c < COLS; ++c) acc[0][c] = fma(scale, to_float(dots[c]), acc[0][c]);
+    scales += 16;
+  };
+  sums.template operator()<true>(cols < run ? cols : run);
+  for (int64_t left = cols - run; left > 0; left -= run) {
+    if constexpr (COLS > 1)
+      for (int c = 0; c < COLS; ++c) park(acc[0][c]);
+    sums.template operator()<false>(left < run ? left : run);
   }
   for (int c = 0; c < COLS; ++c) acc[0][c] = acc[0][c] * set1(sx[c]);
   dense_store<1, COLS>(acc, y, ldy, row, last_rows, at, finish);

@@ -20,8 +20,8 @@ constexpr int kPairRows = 4;  // activation rows one register block takes
   HEADWAY_PAIRS_ROW(at, "(%[x],%[ld],2)", "[a2]", "[b2]", "ymm11", "ymm12")       \
   HEADWAY_PAIRS_ROW(at, "(%[x],%[ld3])", "[a3]", "[b3]", "ymm13", "ymm14")
 HEADWAY_INLINE void sum_pairs_4(I* sums, const int16_t* w, const int16_t* x, int64_t ldx, int64_t n) {
-  __m256i a0 = sums[0].a, b0 = sums[0].b, a1 = sums[1].a, b1 = sums[1].b, a2 = sums[2].a, b2 = sums[2].b,
-          a3 = sums[3].a, b3 = sums[3].b;
+  const __m256i none = _mm256_setzero_si256();
+  __m256i a0 = none, b0 = none, a1 = none, b1 = none, a2 = none, b2 = none, a3 = none, b3 = none;
   const int64_t ld = ldx * 2, ld3 = ldx * 6;
   __asm__ volatile(
       ".p2align 4\n"
@@ -45,6 +45,7 @@ HEADWAY_INLINE void sum_pairs_4(I* sums, const int16_t* w, const int16_t* x, int
 // Sums of ROWS activation rows, `n` columns, a multiple of 4.
 template <int ROWS> HEADWAY_INLINE void sum_pairs(I* sums, const int16_t* w, const int16_t* x, int64_t ldx, int64_t n) {
   if constexpr (ROWS == 4) return sum_pairs_4(sums, w, x, ldx, n);
+  for (int r = 0; r < ROWS; ++r) sums[r] = set1i(0);
   for (; n > 0; n -= 2, w += 32, x += 2) {
     const I line = load_i((const int32_t*)w);
     for (int r = 0; r < ROWS; ++r) {

@@ -7,6 +7,7 @@ constexpr int kPairRows = 12;  // activation rows one register block takes
 
 // Sums of ROWS activation rows, `n` columns, a multiple of 4.
 template <int ROWS> HEADWAY_INLINE void sum_pairs(I* sums, const int16_t* w, const int16_t* x, int64_t ldx, int64_t n) {
+  for (int r = 0; r < ROWS; ++r) sums[r] = set1i(0);
   for (; n > 0; n -= 2, w += 32, x += 2) {
     const I line = load_i((const int32_t*)w);
 #pragma GCC unroll 16

@@ -7,6 +7,7 @@ constexpr int kPairRows = 4;  // activation rows one register block takes
 
 // Sums of ROWS activation rows, `n` columns, a multiple of 4.
 template <int ROWS> HEADWAY_INLINE void sum_pairs(I* sums, const int16_t* w, const int16_t* x, int64_t ldx, int64_t n) {
+  for (int r = 0; r < ROWS; ++r) sums[r] = set1i(0);
   for (; n > 0; n -= 2, w += 32, x += 2) {
     const LanesI line = load_i((const int32_t*)w).v, high = line >> 16, low = (LanesI)((LanesU)line << 16) >> 16;
     for (int r = 0; r < ROWS; ++r) sums[r].v += low * (int32_t)x[r * ldx] + high * (int32_t)x[r * ldx + 1];
