@@ -11,7 +11,7 @@
 // EfficientNet-Lite0 at 224 pixels: 0.77 GFLOP, 18.7 MB of weights, 34 phases an image (50 if each convolution were
 // one). One Zen 3 core, AVX2, 97 GFLOP/s: at least 7.9 ms; reached 12.1, of which depthwise 1.6 (43 GFLOP/s) and the
 // rest 10.5 (67). Lost: 24 and 40 channels filled up to whole tiles, the one pixel of 49 left by blocks of six, and
-// products of 16 and 24 columns, which store as long as they sum.
+// products of 16 and 24 columns, which store as long as they sum. With 8-bit weights 9.8 beside 12.7 on a busy machine.
 #pragma once
 #include <cstdint>
 #include <limits>

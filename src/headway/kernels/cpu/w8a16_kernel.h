@@ -3,8 +3,8 @@
 // Per 16 rows x 2 columns: 64 B of widened codes and, for each activation row, a broadcast of 4 B; on AVX2 two vpmaddwd
 // and two vpaddd for 64 operations: 195 GOP/s if a Zen 3 core of 97 GFLOP/s issued four a cycle. Reached there: 120 to
 // 135 from 80 columns on, 1.5 times the float32 product beside it; 77 at 16, 1.35 times, where both store as long as
-// they sum. Lost: the pipes that sums and products share, and the ends of groups of 64. A tile's codes are widened once for
-// all rows. For each group in order, lanes being rows:
+// they sum. Lost: the pipes that sums and products share, and the ends of groups of 64. A tile's codes are widened once
+// for all rows. For each group in order, lanes being rows:
 //   acc = fma(scale, float(dot), acc), the first without a sum;   then y = acc * sx
 #pragma once
 #include "store_kernel.h"
