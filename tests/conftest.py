@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+from known_machine import know
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -49,17 +50,20 @@ def figures(request: pytest.FixtureRequest) -> Callable[..., None]:
 
 @pytest.fixture(scope="session")
 def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What tests measured of this machine so far: the first alone probes it."""
+    """What tests timed on this machine so far, so that each kernel is timed once."""
     return tmp_path_factory.mktemp("targets")
 
 
 @pytest.fixture
 def home(tmp_path: Path, learned: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A home of the test's own; what was learned of this machine is handed on."""
+    """A home of the test's own that knows this machine; what was learned of it is handed on."""
     folder = tmp_path / "home"
     monkeypatch.setenv("HEADWAY_HOME", str(folder))
     targets = folder / "state" / "targets"
-    shutil.copytree(learned, targets)
+    if any(learned.iterdir()):
+        shutil.copytree(learned, targets)
+    else:
+        know()
     yield folder
     shutil.copytree(targets, learned, dirs_exist_ok=True)
 

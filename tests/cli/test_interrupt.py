@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -52,13 +51,14 @@ def measuring(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("phase", [loading, measuring])
-def test_ctrl_c_says_in_one_line_that_what_was_measured_is_kept(phase: Callable[[int], bool], tmp_path: Path) -> None:
+def test_ctrl_c_says_in_one_line_that_what_was_measured_is_kept(
+    phase: Callable[[int], bool], home: Path, tmp_path: Path
+) -> None:
     text = tmp_path / "text"
     text.write_text(" ".join(np.random.default_rng(0).choice(WORDS, 20_000)))
     words = ["optimize", str(TinyFolder(tmp_path / "tiny").path), "--text", str(text), "--threads", "1", "--quiet"]
     process = subprocess.Popen(
         [str(Path(sys.executable).with_name("headway")), *words],
-        env={**os.environ, "HEADWAY_HOME": str(tmp_path / "home")},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -1,4 +1,4 @@
-"""A home that knows this machine already, so that no fault suite spends its time probing it."""
+"""A home that knows this machine already, so that no test but the probe's own spends its time probing it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,13 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "0.1.0" / "target.json"
 
 
 def use_home(home: Path) -> Target:
-    """Make `home` the home of this process and its children; the shelf's target stands for this machine's."""
+    """Make `home` the home of this process and its children, and know this machine there."""
     os.environ["HEADWAY_HOME"] = str(home)
+    return know()
+
+
+def know() -> Target:
+    """The shelf's target stands for this machine's in the home that is set."""
     machine = read_machine()
     target = replace(Target.load(GOLDEN), fingerprint=machine.fingerprint, versions=versions(machine))
     remember(target)

@@ -20,6 +20,8 @@ from headway.optimize.subject import Subject
 from headway.optimize.table import ChoiceTable
 
 TRIALS = 120
+LOSSES = 1e-4, 1.0
+"""Least and largest loss a recipe may be predicted to add."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def propose(
     cost = cost / max(cost[:, 0].sum(), 1e-30) + 1e-3 * other / max(other[:, 0].sum(), 1e-30)
 
     def evaluate(trial: Any) -> tuple[float, float]:
-        limit = trial.suggest_float("loss", 1e-4, 1.0, log=True)
+        limit = trial.suggest_float("loss", *LOSSES, log=True)
         allowed = [True] + [
             trial.suggest_categorical(f"choice {number}", [True, False]) for number in range(1, len(table.choices))
         ]
@@ -149,4 +151,4 @@ def _aims(budget: Budget, margin: float) -> list[float]:
     for limit in budget.limits:
         if limit.metric == "quality" and 0.0 < limit.value < 1.0:
             ladder = [-math.log(limit.value) * 2 / (1 + margin) * share for share in (0.97, 0.85, 0.7, 0.5)] + ladder
-    return ladder
+    return [min(max(aim, LOSSES[0]), LOSSES[1]) for aim in ladder]

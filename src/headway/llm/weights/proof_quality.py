@@ -18,7 +18,7 @@ from headway.core.evidence import Evidence, Series
 from headway.core.proof import ProofContext
 from headway.core.statistics import Interval, perplexity_ratio
 from headway.core.system import Context
-from headway.core.workload import default_texts
+from headway.core.workload import CALIBRATION_CHARACTERS, default_texts
 from headway.llm import scoring
 from headway.llm.weights.transform import WeightTransform
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from headway.llm.language_model import LanguageModel
 
 WINDOW, WINDOWS, CALIBRATION_WINDOWS = 512, 8, 16
-TEXT_BYTES, CALIBRATION_CHARACTERS = 200_000, 400_000
+TEXT_BYTES = 200_000
 
 
 @dataclass(frozen=True)
