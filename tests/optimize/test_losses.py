@@ -17,7 +17,7 @@ from headway.core.registry import entry
 from headway.core.system import Context
 from headway.llm.weights.dense import DenseWeight
 from headway.optimize import losses
-from headway.optimize.losses import Moments, choice_table
+from headway.optimize.losses import Moments, calibrate_in, choice_table
 
 
 def test_losses_are_kept_by_maker_and_infinite_ones_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,3 +60,15 @@ def test_what_is_made_in_no_time_comes_first_and_what_was_not_tried_is_told(
     assert [choice.system for choice in table.choices[1:]] == expected
     told = "the time was up when 2 of 3 settings of the weight systems had not been tried"
     assert [note.partition(";")[0] for note in context.notes] == ([] if until > 0 else [told])
+
+
+@pytest.mark.parametrize(("seconds", "count"), [(100.0, 6), (12.0, 3), (0.0, 2)])
+def test_calibration_leaves_out_what_the_time_does_not_suffice_for(
+    seconds: float, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(losses, "seconds_of_input", lambda *_: 2.0)
+    target: Any = None
+    context = Context(target, [(torch.full((1,), at),) for at in range(6)])
+    calibrate_in(seconds, ModuleModel(torch.nn.Linear(1, 1), torch.zeros(1), name="one"), context)
+    assert [int(given[0]) for given in context.calibration] == list(range(count))
+    assert bool(context.notes) == (count < 6)

@@ -22,13 +22,14 @@ import numpy as np
 from headway.core import compatibility
 from headway.core.errors import BadInput
 from headway.core.model import Model, Site
+from headway.core.pages import trim
 from headway.core.recipe import Recipe, Step
 from headway.core.registry import systems
 from headway.core.slots import SLOTS
 from headway.core.system import Context, Policy
 from headway.core.weight import F32, Weight
 from headway.llm.weights import sensitivity
-from headway.llm.weights.calibration import hessians, key_of
+from headway.llm.weights.calibration import hessians, key_of, seconds_of_input
 from headway.llm.weights.sensitivity import gradient_moments
 from headway.llm.weights.transform import WeightTransform
 from headway.optimize.applying import plug_policies
@@ -39,6 +40,11 @@ from headway.optimize.subject import Subject
 from headway.optimize.table import KEEP, Choice, ChoiceTable
 
 WEIGHTS = "weights"
+CALIBRATING = 0.25
+"""Share of the time that calibration may take: where all inputs take longer, some are left out."""
+PASSES = 2
+"""Over the inputs: one for H and G, one for the curvature along an error."""
+LEAST_INPUTS = 2
 COPIED = 1e-12
 """Relative error below which a choice counts as lossless."""
 
@@ -74,9 +80,25 @@ def make_space(subject: Subject, context: Context, request: Request, until: floa
     plug = partial(plug_policies, model=subject.model, context=context)
     plugged = [subject.model, *(plug(Recipe((step,))) for steps in policies.values() for step in steps)]
     context.target = with_attention(context.target, plugged, context.threads, context.progress)
+    if weights and context.calibration:
+        calibrate_in(CALIBRATING * request.time_s, subject.model, context)
     table = choice_table(subject, context, weights, until)
     context.held.clear()  # every weight is made: H is not needed any more
+    trim()  # backward passes leave gigabytes of freed pieces behind
     return Space(table, policies, request.recipe, plug)
+
+
+def calibrate_in(seconds: float, model: Model, context: Context) -> None:
+    """Leave out the calibration inputs for which the time does not suffice here."""
+    inputs = context.calibration
+    with context.progress.task("what calibration will take"):
+        each = seconds_of_input(model, context)
+    count = max(LEAST_INPUTS, int(seconds / (PASSES * each)))
+    if count < len(inputs):
+        context.calibration = inputs[:count]
+        context.notes.append(
+            f"calibrated on {count} of {len(inputs)} inputs, at {each:.1f} s each here; a longer --time takes all"
+        )
 
 
 def choice_table(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 from headway.core.cache import StepCache
 from headway.core.errors import BadInput
 from headway.core.model import Site
+from headway.core.module_model import ModuleModel
 from headway.core.progress import Progress
+from headway.core.system import Context
 from headway.llm.weights import calibration
 from headway.llm.weights.calibration import CAP, PLAIN, collect, gradient_moments, hessians, sampled_loss
 
@@ -249,3 +252,14 @@ def test_without_inputs_or_with_unreached_sites_it_says_so() -> None:
         hessians(subject, context([]), subject.sites())
     with pytest.raises(BadInput, match="never reach unused"):
         hessians(subject, context([(torch.randn(4, 8),)]), subject.sites())
+
+
+def test_what_an_input_takes_is_timed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = []
+    real = calibration.collect
+    monkeypatch.setattr(calibration, "collect", lambda model, context: times.append(1) or real(model, context))
+    target: Any = SimpleNamespace(fingerprint="here")
+    made = Context(target, [(torch.randn(4, 64),)] * 3, StepCache(tmp_path))
+    net = ModuleModel(nn.Sequential(nn.Linear(64, 8)), torch.randn(4, 64), task="classification")
+    assert calibration.seconds_of_input(net, made) == calibration.seconds_of_input(net, made) > 0
+    assert len(times) == 1

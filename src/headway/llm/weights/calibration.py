@@ -21,7 +21,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any, cast
 
@@ -34,6 +34,7 @@ from headway.core.files import sha256_of
 from headway.core.jsontext import canonical_json
 from headway.core.model import Model, Site
 from headway.core.module_workload import digest
+from headway.core.progress import Progress
 from headway.core.system import Context
 from headway.core.weight import F32
 
@@ -100,6 +101,24 @@ def collect(model: Model, context: Context) -> dict[str, Any]:
                 loss.backward()  # type: ignore[no-untyped-call]
             groups.close()
     return groups.arrays()
+
+
+def seconds_of_input(model: Model, context: Context) -> float:
+    """What one of the calibration inputs takes `collect`; timed on a part of the first, once for each machine."""
+    first = next(iter(context.calibration))
+    pieces = _pieces(first, model.task)
+
+    def timed() -> float:
+        model.module()
+        start = time.perf_counter()
+        collect(model, replace(context, calibration=pieces[:1], progress=Progress()))
+        return (time.perf_counter() - start) * len(pieces)
+
+    if context.cache is None:
+        return timed()
+    machine = [context.target.fingerprint, context.threads]
+    key = context.cache.key("calibration seconds", VERSION, model.fingerprint(), digest(first), machine)
+    return float(context.cache.json(key, timed))
 
 
 @contextmanager
