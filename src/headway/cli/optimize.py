@@ -24,7 +24,7 @@ def command(
         str,
         typer.Option(
             "--time",
-            help="How long to search, e.g. 90s; a big model's sensitivities (once) and the proof come on top.",
+            help="How long to search, e.g. 90s. A quarter at most calibrates, once; the proof at the end comes on top.",
         ),
     ] = "4m",
     recipe: Annotated[str, typer.Option("--recipe", help="Fixed part that every candidate begins with.")] = "",
