@@ -119,7 +119,10 @@ def test_two_steps_of_one_site_are_refused_naming_site_and_steps(net: Model) -> 
         assert all(str(step) in str(caught.value) for step in Recipe.parse(recipe).steps)
     check_sites(Recipe.parse('int8(skip="0") + lut-gemm(only="0")'), net)
     with pytest.raises(BadInput, match="takes no site"):
-        check_sites(Recipe.parse('int8(only="nothing")'), net)
+        check_sites(Recipe.parse('int8(only="0", skip="0")'), net)
+    for recipe in ('int8(only="nothing")', 'int8(only=["0", "nothing"])', 'int8(skip="nothing")'):
+        with pytest.raises(BadInput, match=r"'nothing' is no site of .*; sites are: 0, 2"):
+            check_sites(Recipe.parse(recipe), net)
 
 
 def test_a_saved_module_comes_back_bit_for_bit_with_its_network(net: Model, tmp_path: Path) -> None:

@@ -9,10 +9,11 @@ from typing import Any
 from headway.core import compatibility
 from headway.core.errors import BadInput
 from headway.core.model import Model
-from headway.core.patterns import compiled
+from headway.core.patterns import compiled, matches
 from headway.core.recipe import Recipe
 from headway.core.registry import system
 from headway.core.system import Context, Policy, Settings, System, Transform, WeightSettings, sites_taken
+from headway.core.units import nearest
 from headway.llm.weights.transform import WeightTransform
 
 
@@ -39,16 +40,22 @@ def calibrates(recipe: Recipe) -> bool:
 
 
 def check_sites(recipe: Recipe, model: Model) -> None:
-    """Raise `BadInput` for a step that takes no site of this model, and for two that take the same ones."""
+    """Raise `BadInput` for a step that takes no site of this model or names none, and for two that take the same."""
     takers: dict[str, str] = {}
     for step, (found, settings) in zip(recipe.steps, prepared(recipe), strict=True):
         if not isinstance(settings, WeightSettings):
             continue
         taken = found.taken if isinstance(found, WeightTransform) else sites_taken
         names = [site.name for site in taken(settings, model.sites())]
-        if not names and model.sites():
-            known = ", ".join(site.name for site in list(model.sites())[:4])
-            raise BadInput(f"{step} takes no site of {model.name}", f"sites are: {known} ...")
+        known = [site.name for site in model.sites()]
+        if known:
+            lost = [p for p in (*settings.only, *settings.skip) if not any(matches(name, [p]) for name in known)]
+            if lost:
+                near = nearest(lost[0], known)
+                mend = f"did you mean {near!r}?" if near else f"sites are: {', '.join(known[:4])} ..."
+                raise BadInput(f"{step}: {lost[0]!r} is no site of {model.name}", mend)
+            if not names:
+                raise BadInput(f"{step} takes no site of {model.name}", f"sites are: {', '.join(known[:4])} ...")
         twice = [name for name in names if name in takers]
         if twice:
             raise BadInput(
