@@ -89,21 +89,23 @@ class Decoding:
         self._needed -= 1
         self._grow_at(job, job.pages * self._page_tokens - job.done_base)
 
-    @property
-    def quiet(self) -> int:
-        """Tokens that everyone can get before somebody needs a page or is at its end, that end's token included."""
-        return min(min(job.grow_tick, job.end_tick) for job in self._members.values()) - self.tick
+    def calm(self, free: int) -> int:
+        """Tokens that everyone can get, taking of `free` pages, until somebody is at its end or pages may run out.
 
-    def advance(self, now: float, gaps: list[tuple[float, int]], earlier: Sequence[float] = ()) -> list[Job]:
-        """Everyone got a token; returns those at their end. `gaps` takes (seconds since the last one, how many).
-
-        earlier: when they got others before it, at most `quiet` with this one.
+        The token of that end is included. So few that nobody needs two pages: then a page for each is enough.
         """
-        for at in earlier:
-            self._advance(at, gaps)
-        return self._advance(now, gaps)
+        scarce = free < len(self._members)
+        for ahead in range(1, self._page_tokens):
+            tick = self.tick + ahead
+            ends, grows = self._end.get(tick), self._grow.get(tick) if scarce else None
+            if ends and any(job.end_tick == tick and job.id in self._members for job in ends.values()):
+                return ahead
+            if grows and any(job.grow_tick == tick and job.id in self._members for job in grows.values()):
+                return ahead
+        return self._page_tokens
 
-    def _advance(self, now: float, gaps: list[tuple[float, int]]) -> list[Job]:
+    def advance(self, now: float, gaps: list[tuple[float, int]]) -> list[Job]:
+        """Everyone got a token; returns those at their end. `gaps` takes (seconds since the last one, how many)."""
         count = len(self._members)
         own = 0
         if self._joined:

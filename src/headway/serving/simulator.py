@@ -22,8 +22,6 @@ from headway.serving.trace import Trace
 from headway.serving.tuning import Tuning, TuningTime
 
 FLUSH = 1 << 16
-LEAP = 128
-"""Passes of the same decodes that are simulated as one event, at most."""
 
 
 class Device(Protocol):
@@ -181,7 +179,7 @@ class Instance:
         flight = _Flight(batch, load, whole, added, since=now)
         alone = batch.decode == ALL and not batch.chunks and not batch.extra and len(self.scheduler.lanes) == 1
         if alone and self.scheduler.steady and self.tuning is None and self.state.settled:
-            flight.passes = min(self.state.decoding.quiet, LEAP)
+            flight.passes = self.state.decoding.calm(self.state.free_pages)
         return flight
 
     def _retime(self, now: float) -> None:

@@ -207,7 +207,7 @@ class State:
     def complete(self, lane: str, batch: Batch, now: float, earlier: Sequence[float] = ()) -> list[Job]:
         """A batch is done: every decode of it got a token, and so did every prompt that it finished.
 
-        earlier: when the same batch, of all decodes, was done before that (see `Decoding.advance`).
+        earlier: when the same batch, of all decodes, was done before that (see `Decoding.calm`).
         Returns the requests that are at their last token; they have left their pages.
         """
         self.idle |= {lane}
@@ -215,7 +215,10 @@ class State:
         ended: list[Job] = []
         if batch.decode:
             if batch.decode == ALL:
-                ended = self.decoding.advance(now, self.gaps, earlier)
+                for at in earlier:
+                    self.decoding.advance(at, self.gaps)
+                    self._grow(None)
+                ended = self.decoding.advance(now, self.gaps)
             else:
                 ended = self.decoding.advance_some(batch.decode, now, self.gaps)  # type: ignore[arg-type]
             self._decodes_run = False
@@ -336,10 +339,13 @@ class State:
             job.busy = True
         if not batch.decode:
             return
-        for job in self.decoding.growing(None if batch.decode == ALL else batch.decode):  # type: ignore[arg-type]
+        self._grow(None if batch.decode == ALL else batch.decode)  # type: ignore[arg-type]
+        self._decodes_run = True
+
+    def _grow(self, jobs: Sequence[Job] | None) -> None:
+        for job in self.decoding.growing(jobs):
             self._take(1)
             self.decoding.grown(job)
-        self._decodes_run = True
 
     def _admit(self, job: Job, tokens: int) -> None:
         if self._waiting and self._waiting[0] is job:
