@@ -1,8 +1,10 @@
-"""Released pages leave memory and come back unchanged."""
+"""Released pages leave memory and come back unchanged; freed heaps go back too."""
 
 from __future__ import annotations
 
 import mmap
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -29,3 +31,26 @@ def test_what_is_not_mapped_is_left_alone() -> None:
     array = np.arange(100_000)
     assert release(array) == 0
     assert array[-1] == 99_999
+
+
+PIECES = """
+from pathlib import Path
+import numpy as np
+from headway.core.pages import trim
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1])
+
+pieces = [np.full(2000, at, float) for at in range(20_000)]  # 320 MB of pieces too small for mappings of their own
+kept = pieces[::1000]
+del pieces
+before = resident()
+trim()
+assert all((piece == at * 1000).all() for at, piece in enumerate(kept))
+print(before - resident())
+"""
+
+
+def test_what_was_freed_goes_back() -> None:
+    done = subprocess.run([sys.executable, "-c", PIECES], capture_output=True, text=True, check=True)
+    assert int(done.stdout) * 4096 > 200e6
