@@ -279,3 +279,14 @@ def test_toml_is_read_or_refused_with_its_line(tmp_path: Path) -> None:
     path.write_bytes(b"a = '\xff'\n")
     with pytest.raises(BadFile, match="UTF-8"):
         files.read_toml(path)
+
+
+def test_whoever_reads_a_folder_reads_its_files(tmp_path: Path) -> None:
+    with files.atomic_folder(tmp_path / "made") as folder:
+        (folder / "inside").mkdir()
+        for name in ("own", "inside/own"):
+            (folder / name).write_text("x")
+            (folder / name).chmod(0o600)
+    wanted = (tmp_path / "made").stat().st_mode & 0o666
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "made").rglob("own")} == {wanted}
+    assert wanted & 0o044

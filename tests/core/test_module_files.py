@@ -100,7 +100,7 @@ def test_a_network_of_timm_is_built_by_name_without_fetching(
     model.origin = Origin.parse("timm:mixed_tiny")
     model.save(tmp_path)
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(Lacking, match=r"needs the Python package 'timm'.*; run: pip install timm"):
+    with pytest.raises(Lacking, match=r"needs the Python package 'timm'.*; run: pip install --no-deps timm"):
         load_saved(tmp_path)
     asked = []
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from headway.cli.console import Session
+from headway.cli.console import Session, typed
 
 
 def command(
@@ -33,7 +31,7 @@ def command(
         data=data,
         threads=session.threads,
         seed=session.seed,
-        command=shlex.join(["headway", *sys.argv[1:]]) if sys.argv[1:2] == ["apply"] else "",
+        command=typed("apply"),
         progress=session.progress,
     )
     session.emit(result.as_json(), result.table(), result.target)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headway.cli.console import Session
+from headway.cli.console import Session, typed
 from headway.core.errors import BadInput
 
 if TYPE_CHECKING:
@@ -169,8 +167,7 @@ def _load_run(
     wanted = Setup(model, str(fixed), session.threads, session.seed, ttft_s=slo.ttft_s, tbt_s=slo.tbt_s)
     bench = LoadBench(made, wanted, trace, session.progress)
     result = load_bench(bench, api.machine(session.progress), rates, budget, source, factor)
-    if sys.argv[1:2] == ["bench"]:
-        result.evidence.command = shlex.join(["headway", *sys.argv[1:]])
+    result.evidence.command = typed("bench")
     _keep(session, result, fixed, output)
     return 1 if result.met is False else 0
 

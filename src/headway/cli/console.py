@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 PATIENCE_S = 2.0
+
+
+def typed(verb: str) -> str:
+    """The command line as it could be typed again; empty where Python code called the verb."""
+    return shlex.join(["headway", *sys.argv[1:]]) if sys.argv[1:2] == [verb] else ""
 
 
 class Session:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from headway.cli.console import Session
+from headway.cli.console import Session, typed
 from headway.core.errors import BadInput
 
 
@@ -72,7 +70,7 @@ def command(
         output=output,
         time_s=seconds,
         seed=session.seed,
-        command=shlex.join(["headway", *sys.argv[1:]]) if sys.argv[1:2] == ["optimize"] else "",
+        command=typed("optimize"),
         **shared,
     )
     session.emit(result.as_json(), result.table(), result.target)

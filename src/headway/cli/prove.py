@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from headway.cli.console import Session
+from headway.cli.console import Session, typed
 from headway.core.errors import BadInput
 
 
@@ -23,7 +23,13 @@ def command(
     if bool(names) == every:
         raise BadInput("name systems, or --all", "e.g. headway prove lut-gemm")
     proofs = prove(
-        *(names or ()), quick=quick, model=model, threads=session.threads, seed=session.seed, progress=session.progress
+        *(names or ()),
+        quick=quick,
+        model=model,
+        threads=session.threads,
+        seed=session.seed,
+        command=typed("prove"),
+        progress=session.progress,
     )
     documents = [proof.as_json() for proof in proofs]
     document: dict[str, Any] = {"proofs": documents, "met": all(proof.met for proof in proofs)}

@@ -230,7 +230,7 @@ def model_card(model: Model, recipe_toml: str, evidence: Evidence) -> str:
     notes = "".join(f"\n- {note}" for note in evidence.notes)
     return f"""# {model.name}
 
-A {model.task} model made by Headway from `{source}` with the recipe below.
+A model ({model.task}) made by Headway from `{source}` with the recipe below.
 The terms of the original model hold for it too.
 
 ## Use

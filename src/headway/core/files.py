@@ -260,11 +260,16 @@ def atomic_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 def fsync_tree(folder: Path) -> None:
-    """fsync every file and folder below `folder`, itself last."""
+    """fsync every file and folder below `folder`, itself last. Whoever may read the folder may read its files.
+
+    (The safetensors library writes files that their owner alone may read.)
+    """
+    mode = folder.stat().st_mode & 0o666
     for root, _, names in os.walk(folder, topdown=False):
         for name in names:
             descriptor = os.open(Path(root, name), os.O_RDONLY | os.O_NOFOLLOW)
             try:
+                os.fchmod(descriptor, mode)
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)

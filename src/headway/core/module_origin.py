@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -74,10 +75,16 @@ def build_timm(name: str) -> nn.Module:
     """A network of the `timm` library with untrained weights; nothing is fetched."""
     try:
         timm = importlib.import_module("timm")
-    except ImportError as error:
-        raise Lacking(f"timm:{name} needs the Python package 'timm' ({error})", "run: pip install timm") from None
+    except ModuleNotFoundError as error:
+        if error.name == "timm":
+            mend = "run: pip install --no-deps timm"
+            raise Lacking(f"timm:{name} needs the Python package 'timm', which is not installed", mend) from None
+        mend = f"install it in a version that fits this torch, e.g. pip install --no-deps {error.name}"
+        raise Lacking(f"timm:{name}: timm itself needs {error.name!r}, which is not installed", mend) from None
     if name not in timm.list_models():
-        raise BadInput(f"timm has no model {name!r}", "see timm.list_models()")
+        near = get_close_matches(name, timm.list_models(), n=3)
+        mend = f"did you mean {' or '.join(near)}?" if near else "see timm.list_models()"
+        raise BadInput(f"timm has no model {name!r}", mend)
     return cast("nn.Module", timm.create_model(name, pretrained=False))
 
 

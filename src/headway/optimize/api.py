@@ -362,6 +362,7 @@ def prove(
     model: str = "",
     threads: int = 0,
     seed: int = 0,
+    command: str = "",
     progress: Progress | None = None,
 ) -> list[Proof]:
     """Run the proofs of these systems (all that ship one, when none is named); each is kept in the ledger."""
@@ -378,6 +379,9 @@ def prove(
     for found in chosen:
         context = proofs.ProofContext(target, load, model, quick, count, seed, progress)
         evidence, baseline = proofs.run(found, context)
+        evidence.command = command
+        if quick:
+            evidence.notes.append("a quick proof: fewer rounds and less text, wider intervals")
         Ledger.open().append(evidence)
         done.append(Proof(found, baseline, evidence, target))
     return done

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from headway.core.errors import BadFile, BadInput, Lacking, need_extra
+from headway.core.errors import BadFile, BadInput, need_extra
 from headway.core.model import Model
 from headway.core.packaged import PACKAGED
 
@@ -86,21 +86,14 @@ def _from_module(module: Any, sample: Any, name: str = "module", origin: Any = N
 
 
 def _from_timm(name: str, sample: Any) -> Model:
-    try:
-        import timm
-    except ModuleNotFoundError:
-        raise Lacking("the Python package 'timm' is not installed", "run: pip install --no-deps timm") from None
+    """A network with untrained weights: what it costs can be judged, what it says cannot."""
     import torch
 
-    if name not in timm.list_models():
-        near = get_close_matches(name, timm.list_models(), n=3)
-        raise BadInput(f"timm has no model {name!r}", f"did you mean {' or '.join(near)}?" if near else "see timm")
-    module = timm.create_model(name, pretrained=False).eval()
-    size = module.default_cfg["input_size"]
     from headway.core.module_model import ModuleModel
-    from headway.core.module_origin import Origin
+    from headway.core.module_origin import Origin, build_timm
 
-    inputs = torch.zeros(1, *size) if sample is None else sample
+    module: Any = build_timm(name).eval()
+    inputs = torch.zeros(1, *module.default_cfg["input_size"]) if sample is None else sample
     return ModuleModel(module, inputs, name=f"timm:{name}", task="classification", origin=Origin("timm", name))
 
 

@@ -139,7 +139,9 @@ def title(metric: str) -> str:
 
 
 def _cell(values: Mapping[str, float], metric: str, unit: str) -> str:
-    return show(values[metric], unit) if metric in values else ""
+    if metric not in values:
+        return ""
+    return show(values[metric], unit) if unit else f"{values[metric]:.4g}"  # three digits would call 0.9996 no loss
 
 
 def _row(name: str, cells: Sequence[str]) -> str:

@@ -16,7 +16,6 @@ that every system and every recipe shares one calibration.
 
 from __future__ import annotations
 
-import math
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +36,7 @@ from headway.core.module_workload import digest
 from headway.core.progress import Progress
 from headway.core.system import Context
 from headway.core.weight import F32
+from headway.hardware.machine import read_machine
 
 CAP = 4.0
 PLAIN = 0.8
@@ -81,7 +81,9 @@ def _moments(model: Model, context: Context) -> dict[str, Any]:
 def key_of(model: Model, context: Context) -> list[Any]:
     """What a calibration depends on, for keys of the step cache."""
     model = context.original or model
-    return [VERSION, model.fingerprint(), CAP, PLAIN, context.seed, digest(list(context.calibration or ()))]
+    products = "bf16" if _has_bf16() else "f32"
+    inputs = digest(list(context.calibration or ()))
+    return [VERSION, model.fingerprint(), CAP, PLAIN, products, context.seed, inputs]
 
 
 def collect(model: Model, context: Context) -> dict[str, Any]:
@@ -318,21 +320,10 @@ def _site_names(model: Model, module: nn.Module) -> list[str]:
 
 
 def fast_products() -> AbstractContextManager[Any]:
-    """bfloat16 products where this CPU does them clearly faster than float32 ones."""
-    return torch.autocast("cpu", torch.bfloat16) if _bf16_is_faster(torch.get_num_threads()) else nullcontext()
+    """bfloat16 products where this CPU has them: elsewhere torch emulates them, a hundred times slower than float32."""
+    return torch.autocast("cpu", torch.bfloat16) if _has_bf16() else nullcontext()
 
 
 @cache
-def _bf16_is_faster(threads: int) -> bool:
-    """Timed, here and now; small enough for CPUs that emulate bfloat16 a hundred times slower."""
-    a, b = torch.ones(256, 512), torch.ones(512, 512)
-    spent = {torch.float32: math.inf, torch.bfloat16: math.inf}
-    for _ in range(5):
-        for dtype in spent:
-            x, y = a.to(dtype), b.to(dtype)
-            start = time.perf_counter()
-            x @ y
-            spent[dtype] = min(spent[dtype], time.perf_counter() - start)
-        if spent[torch.bfloat16] > 4 * spent[torch.float32]:
-            return False
-    return spent[torch.bfloat16] < spent[torch.float32] / 1.5
+def _has_bf16() -> bool:
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(read_machine().flags)
