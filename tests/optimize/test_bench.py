@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +25,15 @@ def tiny(tmp_path: Path, home: Path) -> Path:
     return TinyFolder(tmp_path / "tiny").path
 
 
-def test_engines_are_timed_in_one_run(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_engines_are_timed_in_one_run(
+    tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = ["bench", str(tiny), "--against", "torch", "--prefill", "16", "--decode", "8", "--context", "8"]
-    assert main([*words, "--batch", "1,2", "--json", "--threads", "1"]) == 0
+    words += ["--batch", "1,2", "--json", "--threads", "1"]
+    monkeypatch.setattr(sys, "argv", ["headway", *words])
+    assert main(words) == 0
     document = json.loads(capsys.readouterr().out)
+    assert document["evidence"]["command"] == shlex.join(["headway", *words])
     rows = document["engines"]
     assert [(row["engine"], row["batch"]) for row in rows] == [
         ("headway", 1),

@@ -167,7 +167,6 @@ def _load_run(
     wanted = Setup(model, str(fixed), session.threads, session.seed, ttft_s=slo.ttft_s, tbt_s=slo.tbt_s)
     bench = LoadBench(made, wanted, trace, session.progress)
     result = load_bench(bench, api.machine(session.progress), rates, budget, source, factor)
-    result.evidence.command = typed("bench")
     _keep(session, result, fixed, output)
     return 1 if result.met is False else 0
 
@@ -186,6 +185,7 @@ def _keep(session: Session, result: BenchResult | LoadResult, fixed: Recipe, out
     from headway.core.ledger import Ledger
     from headway.optimize.report import write_report
 
+    result.evidence.command = typed("bench")
     result.evidence.recipe = fixed.as_json()
     Ledger.open().append(result.evidence)
     if output is not None:
