@@ -269,7 +269,8 @@ def fsync_tree(folder: Path) -> None:
         for name in names:
             descriptor = os.open(Path(root, name), os.O_RDONLY | os.O_NOFOLLOW)
             try:
-                os.fchmod(descriptor, mode)
+                if os.fstat(descriptor).st_mode & 0o666 != mode:  # some file systems know one mode, and refuse any
+                    os.fchmod(descriptor, mode)
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
