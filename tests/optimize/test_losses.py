@@ -62,7 +62,7 @@ def test_what_is_made_in_no_time_comes_first_and_what_was_not_tried_is_told(
     assert [note.partition(";")[0] for note in context.notes] == ([] if until > 0 else [told])
 
 
-@pytest.mark.parametrize(("seconds", "count"), [(100.0, 6), (12.0, 3), (0.0, 2)])
+@pytest.mark.parametrize(("seconds", "count"), [(100.0, 6), (24.0, 6), (23.0, 4), (16.0, 4), (15.0, 2), (0.0, 2)])
 def test_calibration_leaves_out_what_the_time_does_not_suffice_for(
     seconds: float, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

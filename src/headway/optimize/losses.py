@@ -93,8 +93,11 @@ def calibrate_in(seconds: float, model: Model, context: Context) -> None:
     inputs = context.calibration
     with context.progress.task("what calibration will take"):
         each = seconds_of_input(model, context)
-    count = max(LEAST_INPUTS, int(seconds / (PASSES * each)))
-    if count < len(inputs):
+    fit = seconds / (PASSES * each)
+    count = LEAST_INPUTS
+    while 2 * count <= fit:  # doubled, so that a second run's clock seldom changes the number
+        count *= 2
+    if max(count, fit) < len(inputs):
         context.calibration = inputs[:count]
         context.notes.append(
             f"calibrated on {count} of {len(inputs)} inputs, at {each:.1f} s each here; a longer --time takes all"

@@ -254,12 +254,26 @@ def test_without_inputs_or_with_unreached_sites_it_says_so() -> None:
         hessians(subject, context([(torch.randn(4, 8),)]), subject.sites())
 
 
-def test_what_an_input_takes_is_timed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("quiet", "timed"), [(True, 1), (False, 2)])
+def test_what_an_input_takes_is_kept_where_nothing_else_runs(
+    quiet: bool, timed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     times = []
+    monkeypatch.setattr(calibration, "is_quiet", lambda machine: quiet)
     real = calibration.collect
     monkeypatch.setattr(calibration, "collect", lambda model, context: times.append(1) or real(model, context))
     target: Any = SimpleNamespace(fingerprint="here")
     made = Context(target, [(torch.randn(4, 64),)] * 3, StepCache(tmp_path))
     net = ModuleModel(nn.Sequential(nn.Linear(64, 8)), torch.randn(4, 64), task="classification")
-    assert calibration.seconds_of_input(net, made) == calibration.seconds_of_input(net, made) > 0
-    assert len(times) == 1
+    assert all(calibration.seconds_of_input(net, made) > 0 for _ in range(2))
+    assert len(times) == timed
+
+
+def test_calibrations_by_other_products_are_kept_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = ModuleModel(nn.Sequential(nn.Linear(64, 8)), torch.randn(4, 64), task="classification")
+    target: Any = None
+    keys = []
+    for has in (True, False):
+        monkeypatch.setattr(calibration, "_has_bf16", lambda has=has: has)
+        keys.append(calibration.key_of(net, Context(target, [(torch.ones(4, 64),)])))
+    assert keys[0] != keys[1]

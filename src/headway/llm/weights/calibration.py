@@ -37,6 +37,7 @@ from headway.core.progress import Progress
 from headway.core.system import Context
 from headway.core.weight import F32
 from headway.hardware.machine import read_machine
+from headway.hardware.probe import is_quiet
 
 CAP = 4.0
 PLAIN = 0.8
@@ -106,7 +107,10 @@ def collect(model: Model, context: Context) -> dict[str, Any]:
 
 
 def seconds_of_input(model: Model, context: Context) -> float:
-    """What one of the calibration inputs takes `collect`; timed on a part of the first, once for each machine."""
+    """What one of the calibration inputs takes `collect`; timed on a part of the first.
+
+    Once for each machine: but what is timed beside other work is not kept.
+    """
     first = next(iter(context.calibration))
     pieces = _pieces(first, model.task)
 
@@ -118,8 +122,10 @@ def seconds_of_input(model: Model, context: Context) -> float:
 
     if context.cache is None:
         return timed()
-    machine = [context.target.fingerprint, context.threads]
-    key = context.cache.key("calibration seconds", VERSION, model.fingerprint(), digest(first), machine)
+    here = [context.target.fingerprint, context.threads]
+    key = context.cache.key("calibration seconds", VERSION, model.fingerprint(), digest(first), here)
+    if not context.cache.holds(key) and not is_quiet(read_machine()):
+        return timed()
     return float(context.cache.json(key, timed))
 
 
