@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from headway.core.errors import BadFile, BadInput, Lacking
 from headway.core.files import explained, open_beneath, write_file
 from headway.core.jsontext import json_text, parse_json
-from headway.core.module_origin import Origin, build_python, build_timm, empty_packaged
+from headway.core.module_origin import Origin, build_family, build_python, build_timm, empty_packaged
 from headway.core.module_tree import copy_tree, same_storage_key
 from headway.core.packed_modules import pack, site_kind
 from headway.core.weight import Weight
@@ -130,8 +130,8 @@ def _network(origin: Origin, module: nn.Module | None, allow_code: bool) -> tupl
     """The network to fill, and the workload that comes with a packaged one."""
     if module is not None:
         return module, None
-    if origin.kind == "packaged":
-        base = empty_packaged(origin.name)
+    if origin.kind in ("packaged", "family"):
+        base = empty_packaged(origin.name) if origin.kind == "packaged" else build_family(origin.name)
         return base.module(), base.workload_of
     if origin.kind == "timm":
         return build_timm(origin.name), None

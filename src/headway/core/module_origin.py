@@ -1,6 +1,7 @@
 """Where a module comes from, so that a saved one can be built again.
 
-Written `packaged:NAME`, `timm:NAME`, `python:MODULE:FUNCTION`, or `module` for one its user brings.
+Written `packaged:NAME`, `family:SYSTEM(SETTINGS)`, `timm:NAME`, `python:MODULE:FUNCTION`, or `module` for one its user
+brings.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from headway.core.errors import BadInput, Lacking
 from headway.core.packaged import PACKAGED
+from headway.core.recipe_text import NAME, read_line
+from headway.core.registry import system, systems
 
 if TYPE_CHECKING:
     from torch import nn
 
     from headway.core.module_model import ModuleModel
+    from headway.core.system import ModelFamily
 
-OriginKind = Literal["packaged", "timm", "python", "module"]
+OriginKind = Literal["packaged", "family", "timm", "python", "module"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class Origin:
         module, _, function = name.partition(":")
         good = {
             "packaged": name in PACKAGED,
+            "family": kind == "family" and is_family(name),
             "timm": name.replace("_", "").replace(".", "").isalnum(),
             "python": all(part.isidentifier() for part in (*module.split("."), function)),
             "module": text == "module",
@@ -47,7 +52,7 @@ class Origin:
         if not good.get(kind, False):
             raise BadInput(
                 f"{text!r} does not say how a module is built",
-                f"write packaged:NAME ({', '.join(PACKAGED)}), timm:NAME or python:MODULE:FUNCTION",
+                f"write packaged:NAME ({', '.join(PACKAGED)}), family:SYSTEM(...), timm:NAME or python:MODULE:FUNCTION",
             )
         return cls(cast(OriginKind, kind), name)
 
@@ -69,6 +74,23 @@ def empty_packaged(name: str) -> ModuleModel:
         raise BadInput(f"no packaged model {name!r}", f"packaged models are: {', '.join(PACKAGED)}")
     module, _, function = PACKAGED[name].loader.partition(":")
     return cast("ModuleModel", getattr(importlib.import_module(module), function)(pretrained=False))
+
+
+def is_family(text: str) -> bool:
+    """Whether a text begins with the name of a system of the kind `model`: `shvit`, `shvit(variant=s1)`."""
+    head = NAME.match(text)
+    known = systems().get(head.group()) if head else None
+    return known is not None and known.card.kind == "model" and text[len(known.card.slug) :].strip()[:1] in ("", "(")
+
+
+def build_family(text: str) -> ModuleModel:
+    """The network that a system of the kind `model` builds with the settings given; `BadInput` for any other text."""
+    steps = read_line(text)
+    if len(steps) != 1 or not is_family(steps[0][0]):
+        raise BadInput(f"{text!r} does not name one network", "write e.g. shvit(variant=s1); recipes go to --recipe")
+    slug, values = steps[0]
+    family = cast("ModelFamily[Any]", system(slug))
+    return cast("ModuleModel", family.build(family.settings.parse(values, slug)))
 
 
 def build_timm(name: str) -> nn.Module:

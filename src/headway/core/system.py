@@ -166,10 +166,20 @@ class System(ABC, Generic[S]):
 
 
 class ModelFamily(System[S]):
-    """Kind `model`: a configuration to a network."""
+    """Kind `model`: a configuration to a network. It is a MODEL itself, written `slug` or `slug(variant=s1)`."""
+
+    def applies(self, model: Model, target: Target) -> Verdict:
+        return no(f"{self.card.slug} is a network of its own: give it as the model")
+
+    def predict(self, model: Model, target: Target, settings: S) -> Costs:
+        return Costs()
 
     @abstractmethod
-    def build(self, settings: S) -> Model: ...
+    def build(self, settings: S) -> Model:
+        """The network, with random weights unless the settings name a file of weights.
+
+        The origin of what is built is `family:SLUG(SETTINGS)`: from it an artifact is built again.
+        """
 
 
 class Transform(System[S]):

@@ -10,13 +10,15 @@ from typing import Any
 from headway.core.errors import BadFile, BadInput, need_extra
 from headway.core.model import Model
 from headway.core.packaged import PACKAGED
+from headway.core.registry import systems
 
 _RUNTIMES = {"language": "headway.llm.load:load_saved", "module": "headway.core.module_files:load_module"}
 """Who reads an artifact's weights. A fixed table: a file never names code to run."""
 
 
 def load(source: Any, sample: Any = None, *, module: Any = None, allow_code: bool = False) -> Model:
-    """A `Model` from a packaged name, a folder, a `.gguf` file, `timm:NAME`, `python:module:function`, a torch module.
+    """A `Model` from a packaged name, a folder, a `.gguf` file, `shvit(variant=s1)` (a system of the kind `model`),
+    `timm:NAME`, `python:module:function`, a torch module.
 
     `sample` is an example input of a torch module: a tensor, a tuple or a dict. For an artifact whose network its
     user built: `module` brings that network again (its values do not matter), or `allow_code` lets the
@@ -40,8 +42,13 @@ def load(source: Any, sample: Any = None, *, module: Any = None, allow_code: boo
         return _from_function(text.removeprefix("python:"), sample)
     path = Path(text)
     if not path.exists():
-        near = get_close_matches(text, PACKAGED, n=1)
-        mend = f"did you mean {near[0]}?" if near else f"give a path, or one of: {', '.join(PACKAGED)}"
+        from headway.core.module_origin import build_family, is_family
+
+        if is_family(text):
+            return build_family(text)
+        names = [*PACKAGED, *(slug for slug, known in systems().items() if known.card.kind == "model")]
+        near = get_close_matches(text.partition("(")[0], names, n=1)
+        mend = f"did you mean {near[0]}?" if near else f"give a path, or one of: {', '.join(names)}"
         raise BadInput(f"no model {text!r}: neither a packaged name nor a path", mend)
     if (path / "recipe.toml").exists() or (path / "weights").is_dir():
         raise BadFile(path / "headway.json", 0, "the artifact's manifest is missing", "fetch the artifact again, whole")
