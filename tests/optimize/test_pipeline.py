@@ -82,9 +82,13 @@ def test_a_second_run_measures_nothing_and_answers_the_same(tiny: Path, monkeypa
 
     monkeypatch.setattr("headway.optimize.measuring.compare", never)
     monkeypatch.setattr("headway.optimize.footprint.peak_bytes", never)
+    monkeypatch.setattr("headway.optimize.pipeline.make_space", never)
     second = run(tiny, "quality>=0.9")
     assert second.winner == first.winner
     assert [c.recipe for c in second.front] == [c.recipe for c in first.front]
+    assert second.evidence.notes == first.evidence.notes
+    with pytest.raises(AssertionError, match="measured again"):  # more time: the search goes on
+        run(tiny, "quality>=0.9", time_s=500.0)
 
 
 def test_an_interrupted_search_goes_on_where_it_was(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

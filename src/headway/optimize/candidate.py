@@ -30,6 +30,12 @@ class Candidate:
         """Measured values, and predicted ones where nothing was measured."""
         return {**self.predicted, **self.measured}
 
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Candidate:
+        """Of `as_json`, and `raw_loss` where it is there too."""
+        recipe = Recipe.from_json(value["recipe"])
+        return cls(recipe, value["predicted"], value["measured"], value.get("raw_loss", {}))
+
     def as_json(self) -> dict[str, Any]:
         return {
             "recipe": self.recipe.as_json(),

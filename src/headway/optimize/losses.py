@@ -127,7 +127,7 @@ def choice_table(
         if time.monotonic() > until and number:
             context.notes.append(
                 f"the time was up when {len(turns) - number} of {len(turns)} settings of the weight systems had not "
-                "been tried; what was done is kept: run the same command again to go on, or give a longer --time"
+                "been tried; what was done is kept: a longer --time goes on from here"
             )
             break
         taken = [site for site in sites if system.taken(settings, [site])]

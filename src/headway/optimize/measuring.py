@@ -155,6 +155,14 @@ class Bench:
         evidence.quality = {name: value for name, value in metrics.items() if not name.endswith(("_s", "_bytes"))}
         return candidate.with_measured(**metrics)
 
+    def known(self, what: str, *parts: Any) -> Any:
+        """What was kept under these parts for this model, workload and machine; None if nothing was."""
+        return self._cached(what, dict, *parts) if self._holds(what, *parts) else None
+
+    def keep(self, value: Any, what: str, *parts: Any) -> None:
+        """Remember a JSON-able value for `known`."""
+        self._cached(what, lambda: value, *parts)
+
     def _key(self, cache: StepCache, what: str, *parts: Any) -> str:
         machine = [self.context.target.fingerprint, self.context.threads, self.context.seed]
         return cache.key(what, self.subject.model.fingerprint(), self.subject.describe(), machine, *parts)

@@ -11,10 +11,12 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from headway.core.cache import StepCache
 from headway.core.evidence import Evidence
 from headway.core.ledger import Ledger
+from headway.core.registry import systems
 from headway.core.system import Context
 from headway.hardware.correct import Run as MeasuredRun
 from headway.hardware.correct import learn
@@ -49,15 +51,17 @@ def optimize(request: Request) -> Result:
     """Bring the model under the budget; `Result.met` says whether it could be."""
     search = Search.begin(request)
     baseline = search.measure([Candidate(UNMODIFIED)])[0]
-    space = make_space(search.subject, search.context, request, search.deadline - SPACE * request.time_s)
-    search.learn()
-    search.explore(space)
-    while search.goes_on():
-        proposals = search.promising(space)
-        if not proposals:
-            break
-        search.measure(search.halve(proposals))
+    if not search.recall():
+        space = make_space(search.subject, search.context, request, search.deadline - SPACE * request.time_s)
         search.learn()
+        search.explore(space)
+        while search.goes_on():
+            proposals = search.promising(space)
+            if not proposals:
+                break
+            search.measure(search.halve(proposals))
+            search.learn()
+        search.remember()
     winner, met, evidence = search.prove()
     baseline = baseline.with_measured(**search.bench.baseline_then)
     front = pareto(search.measured)
@@ -105,6 +109,35 @@ class Search:
         bench = Bench(subject, context, metrics_limit_s=min(Bench.metrics_limit_s, TIMING * request.time_s))
         # Opened now: a home that cannot be written is found before minutes of measuring.
         return cls(request, subject, context, bench, deadline, Ledger.open(), corrections=corrections)
+
+    def recall(self) -> bool:
+        """Take over what the same command found when it last ran to its end; False when it never did."""
+        found = self.bench.known(*self._asked())
+        if found is None:
+            return False
+        self.measured = [Candidate.from_json(each) for each in found["measured"]]
+        self.context.calibration = self.context.calibration[: found["calibration"]]
+        self.context.notes += found["notes"]
+        self.request.progress.note("this search was made before: its candidates are taken over, the best is proven")
+        return True
+
+    def remember(self) -> None:
+        """Keep the candidates, so that the same command need not search again; a longer time does."""
+        self.bench.keep(
+            {
+                "measured": [{**candidate.as_json(), "raw_loss": candidate.raw_loss} for candidate in self.measured],
+                "calibration": len(self.context.calibration),
+                "notes": self.context.notes,
+            },
+            *self._asked(),
+        )
+
+    def _asked(self) -> tuple[Any, ...]:
+        """Everything that a search depends on besides the model, its workload and the machine."""
+        request = self.request
+        limits = [limit.text for limit in request.budget.limits]
+        fixed = [str(request.recipe), sorted(request.only), sorted(request.without), sorted(systems())]
+        return "search", limits, request.objective.name, fixed, request.time_s
 
     @property
     def late(self) -> bool:
