@@ -17,6 +17,7 @@ from headway.core.errors import BadInput, Lacking
 from headway.core.packaged import PACKAGED
 from headway.core.recipe_text import NAME, read_line
 from headway.core.registry import system, systems
+from headway.core.timm_library import timm_library
 
 if TYPE_CHECKING:
     from torch import nn
@@ -95,14 +96,7 @@ def build_family(text: str) -> ModuleModel:
 
 def build_timm(name: str) -> nn.Module:
     """A network of the `timm` library with untrained weights; nothing is fetched."""
-    try:
-        timm = importlib.import_module("timm")
-    except ModuleNotFoundError as error:
-        if error.name == "timm":
-            mend = "run: pip install --no-deps timm"
-            raise Lacking(f"timm:{name} needs the Python package 'timm', which is not installed", mend) from None
-        mend = f"install it in a version that fits this torch, e.g. pip install --no-deps {error.name}"
-        raise Lacking(f"timm:{name}: timm itself needs {error.name!r}, which is not installed", mend) from None
+    timm = timm_library(f"timm:{name}")
     if name not in timm.list_models():
         near = get_close_matches(name, timm.list_models(), n=3)
         mend = f"did you mean {' or '.join(near)}?" if near else "see timm.list_models()"

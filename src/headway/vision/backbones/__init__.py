@@ -1,0 +1,1 @@
+"""Network families for images: plain PyTorch, published variants, official checkpoints, exact inference forms."""
