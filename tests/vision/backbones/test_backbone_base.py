@@ -17,15 +17,19 @@ from headway.core.module_model import ModuleModel
 from headway.core.registry import system
 from headway.core.timm_library import timm_library
 from headway.optimize.engines.onnxruntime import OnnxRuntime
-from headway.vision.backbones import shvit
+from headway.vision.backbones import efficientmod, patnet, shvit
 from headway.vision.backbones.base import Backbone, BackboneFamily
+from headway.vision.backbones.efficientmod import EfficientMod
+from headway.vision.backbones.patnet import PATNet
 from headway.vision.backbones.shvit import SHViT
 from headway.vision.checkpoint import read_checkpoint
 from headway.vision.fold import fold, randomise_norms, relative_error
 
-SMALLEST = {"shvit": "s1"}
+SMALLEST = {"shvit": "s1", "efficientmod": "xxs", "patnet": "t0"}
 TINY: dict[str, Callable[[], Backbone]] = {
     "shvit": lambda: SHViT(shvit.Config((32, 48), (1, 1), (0, 10), stem=(8, 16, 32)), 6),
+    "efficientmod": lambda: EfficientMod(efficientmod.Config((8, 16), (2, 1), (0, 1)), 6),
+    "patnet": lambda: PATNet(patnet.Config(16, (1, 1)), 6),
 }
 SIZE = 96
 

@@ -269,23 +269,22 @@ class BackboneFamily(ModelFamily[S]):
 
     def build(self, settings: S) -> ModuleModel:
         """Raises `BadInput` for a checkpoint that does not fit and an image size that the network cannot take."""
+        return self.model(self.trained(settings), settings)
+
+    def model(self, network: Backbone, settings: S) -> ModuleModel:
+        """A network of these settings, trained or not, as a MODEL."""
         size = settings.image_size or self.image_size(settings)
-        network: nn.Module = self.trained(settings).eval()
-        if self.is_folded(settings):
-            network = self.short(network)
+        made: nn.Module = fold(network) if self.is_folded(settings) else network
         shape = {**settings.model_dump(exclude={"weights"}), "image_size": size}
         slug = self.card.slug
         return ModuleModel(
-            self.laid_out(network, settings),
+            self.laid_out(made, settings),
             pattern(size),
             name=f"{slug}-{shape['variant']}",
             task="classification",
             origin=Origin("family", str(Step(slug, shape))),
             workload=partial(image_workload, size=size),
         )
-
-    def short(self, network: nn.Module) -> nn.Module:
-        return fold(network)
 
     def laid_out(self, network: nn.Module, settings: S) -> nn.Module:
         """The network with its weights in the order of memory that its layers run best in."""

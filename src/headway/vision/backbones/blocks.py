@@ -109,3 +109,8 @@ class DropPath(nn.Module):
 def multiple_of(value: float, divisor: int = 8) -> int:
     """The nearest multiple, at least one."""
     return max(divisor, int(value + divisor / 2) // divisor * divisor)
+
+
+def drop_rates(last: float, blocks: int) -> list[float]:
+    """Rates of `DropPath` that rise evenly from 0 in the first block to `last` in the last."""
+    return [last * index / max(1, blocks - 1) for index in range(blocks)]

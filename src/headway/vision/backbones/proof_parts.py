@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ from headway.core.timm_library import timm_library
 from headway.vision.backbones.base import BackboneFamily
 from headway.vision.count import count
 from headway.vision.fold import fold, randomise_norms, relative_error
+from headway.vision.lab import letters, normalised
+from headway.vision.train import Recipe, accuracy, train
 
 Call = Callable[[], object]
 
@@ -123,6 +126,16 @@ def side_by_side(
     return timing
 
 
+def timed(context: ProofContext, calls: Mapping[str, Call], rounds: int) -> Timing:
+    """Small networks side by side, on one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return compare({name: _quietly(call) for name, call in calls.items()}, rounds=rounds, seed=context.seed)
+    finally:
+        torch.set_num_threads(before)
+
+
 def rate(timing: Timing, arm: str, batch: int, macs: int) -> str:
     """Images and multiply-adds per second of an arm."""
     images = batch / timing.median_s(arm)
@@ -136,5 +149,82 @@ def gain(timing: Timing, ours: str, theirs: str) -> float:
     return ratios[half] if len(ratios) % 2 else (ratios[half - 1] + ratios[half]) / 2
 
 
+def product_rate(threads: int) -> float:
+    """Multiply-adds per second of torch's own product of two large float32 matrices."""
+    a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        timing = compare({"product": lambda: a @ b}, rounds=7, aa=False)
+    finally:
+        torch.set_num_threads(before)
+    return 1024**3 / min(timing.samples["product"])
+
+
 def layer_macs(net: nn.Module, size: int) -> int:
     return count(net, picture(size)).layer_macs
+
+
+# ---- learning -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Score:
+    """Accuracies on typefaces that were never seen, in percent, one a seed."""
+
+    values: tuple[float, ...]
+    tested: int
+    """Pictures of the test."""
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values)
+
+    @property
+    def variance_of_mean(self) -> float:
+        """Over seeds; of a single one that of the test's binomial."""
+        if len(self.values) > 1:
+            return statistics.variance(self.values) / len(self.values)
+        return self.mean * (100.0 - self.mean) / self.tested
+
+    def over(self, other: Score) -> tuple[float, float]:
+        """Points above another score, and the standard error of that."""
+        return self.mean - other.mean, (self.variance_of_mean + other.variance_of_mean) ** 0.5
+
+    def text(self) -> str:
+        return f"{self.mean:.1f} ({', '.join(f'{value:.1f}' for value in self.values)})"
+
+
+def learn(
+    context: ProofContext, makers: Mapping[str, Callable[[], nn.Module]], size: int, recipe: Recipe, seeds: int
+) -> dict[str, Score]:
+    """Train every network on letters of this size with as many seeds; seeds order both weights and batches."""
+    train_on, test_on = normalised(letters("train", size), letters("test", size))
+    found: dict[str, list[float]] = {name: [] for name in makers}
+    with context.progress.task("training on letters", seeds * len(makers)) as task:
+        for seed in range(context.seed, context.seed + seeds):
+            for name, make in makers.items():
+                with torch.random.fork_rng(devices=()):
+                    torch.manual_seed(seed)
+                    net = make()
+                train(net, train_on, recipe, seed=seed)
+                found[name].append(100.0 * accuracy(net, test_on))
+                task.advance()
+    return {name: Score(tuple(values), len(test_on)) for name, values in found.items()}
+
+
+def beats(
+    evidence: Evidence, scores: Mapping[str, Score], ours: str, other: str, floor: float, goal: float, paper: str
+) -> None:
+    """One bar: so many points above another network on unseen typefaces, and more than the standard error."""
+    points, error = scores[ours].over(scores[other])
+    evidence.bar(
+        f"learning: {ours} over {other}, points on unseen typefaces", paper,
+        f">= {floor:g} and over the error, goal {goal:g}",
+        f"{points:+.1f} +- {error:.1f} ({ours} {scores[ours].text()}; {other} {scores[other].text()})",
+        points >= floor and points > error,
+    )  # fmt: skip
+
+
+def letter_macs(net: nn.Module, size: int) -> int:
+    return count(net, torch.zeros(1, 1, size, size)).layer_macs
