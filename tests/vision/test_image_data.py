@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from headway.core.errors import Lacking
-from headway.vision.data import BATCH, BATCHES, SOURCES, Views, image_workload, photo, preprocess
+from headway.vision.data import BATCH, BATCHES, IMAGENET, SOURCES, Views, image_workload, photo, preprocess
 
 
 def test_no_picture_is_in_two_splits_and_all_exist() -> None:
@@ -43,3 +43,10 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(Lacking, match=r"'scikit-image' is not installed; run: pip install 'headway\[vision\]'"):
         image_workload(None, 64)
+
+
+def test_pixels_can_be_normalised_as_imagenet_nets_want_them() -> None:
+    plain, other = Views("search", 32)[0][0], Views("search", 32, IMAGENET)[0][0]
+    values = (plain * 128.0 + 127.0) / 255.0
+    for channel, (mean, std) in enumerate(zip(IMAGENET.mean, IMAGENET.std, strict=True)):
+        assert torch.allclose(other[:, channel], (values[:, channel] - mean) / std, atol=1e-5)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from headway.core.errors import BadInput
 from headway.vision.lab import Pictures
-from headway.vision.train import RECIPES, Recipe, _loss, _schedule, accuracy, scaled, train
+from headway.vision.train import Recipe, _loss, _schedule, accuracy, published, scaled, train
 
 
 def pictures(count: int = 256) -> Pictures:
@@ -89,5 +89,8 @@ def test_a_cosine_rises_and_falls_to_its_least() -> None:
 
 
 def test_published_recipes_scale_their_rate_with_the_batch() -> None:
-    small = scaled(RECIPES["shvit"], 100, 64)
+    small = scaled(published("shvit", "s1"), 100, 64)
     assert (small.lr, small.steps, small.batch) == (1e-3 / 32, 100, 64) and small.weight_decay == 0.025
+    assert published("patnet", "l").clip == 0.01 and published("patnet", "t2").clip is None
+    with pytest.raises(BadInput, match="no published recipe of 'lenet'"):
+        published("lenet", "5")

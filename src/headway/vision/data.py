@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, overload
@@ -32,6 +33,22 @@ BATCH = 8
 
 MEAN, STD = 127.0, 128.0
 """Pixels are normalised as (value - MEAN) / STD, as the Lite family was trained."""
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """What a network expects of RGB pixels: (value / 255 - mean) / std."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def of(self, views: Tensor) -> Tensor:
+        """Views that are normalised as above: (n, 3, h, w) -> the same shape."""
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return ((views * STD + MEAN) / 255.0 - mean) / std
+
+
+IMAGENET = Pixels((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @lru_cache(maxsize=16)
@@ -64,9 +81,11 @@ def random_view(picture: Picture, size: int, random: np.random.Generator) -> Ten
 class Views(Sequence[Inputs]):
     """The pieces of a split, ((BATCH, 3, size, size),) each; made when first asked for, and always the same."""
 
-    def __init__(self, split: str, size: int) -> None:
+    def __init__(self, split: str, size: int, pixels: Pixels | None = None) -> None:
+        """pixels: how a network wants them, if not as the Lite family does."""
         self.split = split
         self.size = size
+        self.pixels = pixels
         self._made: dict[int, Inputs] = {}
 
     def __len__(self) -> int:
@@ -88,13 +107,14 @@ class Views(Sequence[Inputs]):
         random = np.random.default_rng([piece, self.size, *self.split.encode()])
         names = SOURCES[self.split]
         pictures = [photo(names[(piece * BATCH + i) % len(names)]) for i in range(BATCH)]
-        return (torch.stack([random_view(picture, self.size, random) for picture in pictures]),)
+        views = torch.stack([random_view(picture, self.size, random) for picture in pictures])
+        return (views if self.pixels is None else self.pixels.of(views),)
 
 
-def image_workload(_model: Any, size: int) -> ModuleWorkload:
+def image_workload(_model: Any, size: int, pixels: Pixels | None = None) -> ModuleWorkload:
     """Views of photographs; a candidate is right where it chooses the original's class."""
     agreement, metric = agreement_for("classification")
-    calibration, search, heldout = (Views(split, size) for split in SOURCES)
+    calibration, search, heldout = (Views(split, size, pixels) for split in SOURCES)
     photo(SOURCES["heldout"][0])  # so that a missing package is met here
     return ModuleWorkload(calibration, search, heldout, agreement, metric)
 

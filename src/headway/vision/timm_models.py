@@ -13,7 +13,8 @@ from typing import Any
 from headway.core.errors import BadInput
 from headway.core.registry import systems
 from headway.core.timm_library import timm_library
-from headway.vision.backbones.base import IMAGENET, Backbone, BackboneFamily
+from headway.vision.backbones.base import Backbone, BackboneFamily
+from headway.vision.data import IMAGENET
 
 _PACKAGE = "headway.vision.backbones."
 
@@ -40,7 +41,8 @@ def _register(name: str, family: BackboneFamily[Any], variant: str) -> str:
     size = family.image_size(family.settings.parse({"variant": variant}, family.card.slug))
     default = {
         "num_classes": 1000, "input_size": (3, size, size), "pool_size": None, "crop_pct": 0.9,
-        "interpolation": "bicubic", **IMAGENET, "classifier": family.timm_classifier, "first_conv": None,
+        "interpolation": "bicubic", "mean": IMAGENET.mean, "std": IMAGENET.std,
+        "classifier": family.timm_classifier, "first_conv": None,
     }  # fmt: skip
 
     def make(**arguments: Any) -> Backbone:

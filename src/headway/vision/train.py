@@ -1,6 +1,6 @@
 """Training classifiers of images: one recipe with few knobs on `headway.training.fit`.
 
-The published recipes of the families are given in `RECIPES`; augmentation that changes pictures (RandAugment, cutmix)
+The published recipes of the families are given by `published`; augmentation that changes pictures (RandAugment, cutmix)
 belongs to whoever makes the batches.
 """
 
@@ -43,15 +43,29 @@ class Recipe:
     temperature: float = 1.0
 
 
-RECIPES: dict[str, Recipe] = {
-    "shvit": Recipe(0, 2048, 1e-3, 0.025, "cosine", 5 / 300, 1e-5, 0.1, 0.8),
-    "efficientmod": Recipe(0, 2048, 4e-3, 0.05, "cosine", 5 / 300, 1e-5, 0.1, 0.8, distil=0.5),
-    "patnet": Recipe(0, 4096, 4e-3, 0.02, "cosine", 20 / 300, 1e-5, 0.1, 0.1),
-}
-"""What the authors trained 300 epochs of ImageNet with, as far as it is no augmentation; steps are those of the data.
+def published(family: str, variant: str) -> Recipe:
+    """What the authors trained 300 epochs of ImageNet with, as far as it is no augmentation; without its steps.
 
-Adaptive gradient clipping (shvit) and averages of weights are left out.
-"""
+    Adaptive gradient clipping (shvit, 0.02) and averages of weights are left out. Raises `BadInput` for another family.
+    """
+    if family == "shvit":
+        decay = {"s1": 0.025, "s2": 0.032, "s3": 0.035, "s4": 0.03}[variant]
+        return Recipe(0, 2048, 1e-3, decay, "cosine", 5 / 300, 1e-5, 0.1, mixup=0.8)
+    if family == "efficientmod":
+        return Recipe(0, 2048, 4e-3, 0.05, "cosine", 5 / 300, 1e-5, 0.1, mixup=0.8, distil=0.5)
+    if family == "patnet":
+        large = variant in ("m", "l")
+        decay, mixup = _PATNET[variant]
+        clip = {"m": 1.0, "l": 0.01}.get(variant)
+        rate, batch = (2e-3, 2048) if large else (4e-3, 4096)
+        return Recipe(0, batch, rate, decay, "cosine", 20 / 300, 1e-5, 0.1, mixup, clip)
+    raise BadInput(f"no published recipe of {family!r} is known", "give one of shvit, efficientmod, patnet")
+
+
+_PATNET = {
+    "t0": (0.005, 0.05), "t1": (0.01, 0.1), "t2": (0.02, 0.1), "s": (0.03, 0.3), "m": (0.05, 0.5), "l": (0.05, 0.7),
+}  # fmt: skip
+"""Weight decay and mixup of each variant; the released configuration files."""
 
 
 def train(

@@ -11,17 +11,8 @@ from torch import Tensor, nn
 
 from headway.core.errors import BadInput
 from headway.core.timm_library import timm_library
-from headway.vision.backbones.patnet import (
-    CONFIGS,
-    ChannelGate,
-    Config,
-    PATNet,
-    Patnet,
-    PatnetSettings,
-    PixelAttention,
-    SpatialAttention,
-    distance_index,
-)
+from headway.vision.backbones.patnet import CONFIGS, Config, PATNet, Patnet, PatnetSettings, SpatialAttention
+from headway.vision.backbones.patnet_mixers import ChannelGate, PixelAttention, distance_index
 from headway.vision.count import count
 from headway.vision.fold import fold, randomise_norms, relative_error
 

@@ -18,11 +18,8 @@ from headway.core.module_origin import Origin
 from headway.core.recipe import Step
 from headway.core.system import ModelFamily, Settings
 from headway.vision.checkpoint import fill, read_checkpoint
-from headway.vision.data import image_workload, pattern
+from headway.vision.data import IMAGENET, image_workload, pattern
 from headway.vision.fold import fold
-
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-"""How the published weights expect pixels: ((value / 255) - mean) / std, RGB."""
 
 
 class Backbone(nn.Module):
@@ -274,6 +271,7 @@ class BackboneFamily(ModelFamily[S]):
     def model(self, network: Backbone, settings: S) -> ModuleModel:
         """A network of these settings, trained or not, as a MODEL."""
         size = settings.image_size or self.image_size(settings)
+        network.check_size(size, size)
         made: nn.Module = fold(network) if self.is_folded(settings) else network
         shape = {**settings.model_dump(exclude={"weights"}), "image_size": size}
         slug = self.card.slug
@@ -283,7 +281,7 @@ class BackboneFamily(ModelFamily[S]):
             name=f"{slug}-{shape['variant']}",
             task="classification",
             origin=Origin("family", str(Step(slug, shape))),
-            workload=partial(image_workload, size=size),
+            workload=partial(image_workload, size=size, pixels=IMAGENET),
         )
 
     def laid_out(self, network: nn.Module, settings: S) -> nn.Module:

@@ -13,17 +13,8 @@ from headway.core.evidence import Evidence
 from headway.core.proof import ProofContext
 from headway.core.timm_library import timm_library
 from headway.vision.backbones import proof_parts as parts
-from headway.vision.backbones.patnet import (
-    CONFIGS,
-    SYSTEM,
-    ChannelGate,
-    ChannelMixer,
-    Config,
-    PATNet,
-    Patnet,
-    PixelMixer,
-    filtered,
-)
+from headway.vision.backbones.patnet import CONFIGS, SYSTEM, Config, PATNet, Patnet
+from headway.vision.backbones.patnet_mixers import ChannelGate, ChannelMixer, PixelMixer, filtered
 from headway.vision.count import count
 from headway.vision.fold import fold
 from headway.vision.train import Recipe
