@@ -37,15 +37,16 @@ def spatial_macs(config: Config, size: int = 224) -> int:
 @pytest.mark.parametrize("variant", CONFIGS)
 def test_counts_are_those_of_the_released_code(variant: str) -> None:
     with torch.device("meta"):
-        plain, spatial = PATNet(CONFIGS[variant], spatial_attention=False), PATNet(CONFIGS[variant])
-    parameters = tuple(sum(value.numel() for value in net.parameters()) for net in (plain, spatial))
-    assert parameters == COUNTS[variant][:2]
-    if variant in ("t0", "t1", "t2"):  # the larger ones are counted by the proof
-        nets = (PATNet(CONFIGS[variant], spatial_attention=False), PATNet(CONFIGS[variant]))
-        macs = [count(net, torch.zeros(1, 3, 224, 224)).layer_macs for net in nets]
-        assert tuple(macs) == COUNTS[variant][2:]
-        short = count(fold(nets[1]), torch.zeros(1, 3, 224, 224))
-        assert short.layer_macs == macs[0] + spatial_macs(CONFIGS[variant])
+        found = [
+            count(PATNet(CONFIGS[variant], spatial_attention=sp), torch.zeros(1, 3, 224, 224)) for sp in (False, True)
+        ]
+    assert (*(c.trainable for c in found), *(c.layer_macs for c in found)) == COUNTS[variant]
+
+
+def test_merging_leaves_half_the_channels_a_pixel_of_spatial_attention() -> None:
+    short = fold(PATNet(CONFIGS["t0"])).to("meta")
+    macs = count(short, torch.zeros(1, 3, 224, 224, device="meta")).layer_macs
+    assert macs == COUNTS["t0"][2] + spatial_macs(CONFIGS["t0"])
 
 
 def test_six_heads_cost_162_parameters_a_block_of_the_last_stage() -> None:
@@ -56,7 +57,7 @@ def test_six_heads_cost_162_parameters_a_block_of_the_last_stage() -> None:
 
 @pytest.mark.parametrize(("name", "parameters", "macs"), [("fasternet_t0", 3_905_500, 335_422_720)])
 def test_the_counter_gives_the_baselines_published_figures(name: str, parameters: int, macs: int) -> None:
-    counts = count(timm_library().create_model(name), torch.zeros(1, 3, 224, 224))
+    counts = count(timm_library().create_model(name).to("meta"), torch.zeros(1, 3, 224, 224, device="meta"))
     assert (counts.trainable, counts.layer_macs) == (parameters, macs)
 
 

@@ -15,7 +15,6 @@ from headway.core.proof import ProofContext
 from headway.vision.backbones import proof_parts as parts
 from headway.vision.backbones.blocks import ConvNorm
 from headway.vision.backbones.efficientmod import SYSTEM, Config, EfficientMod, EfficientModFamily, Modulation
-from headway.vision.count import count
 from headway.vision.fold import fold, relative_error
 from headway.vision.train import Recipe
 
@@ -50,7 +49,7 @@ def structure(evidence: Evidence) -> None:
     names = ("parameters", "conv MACs", "linear MACs", "attention MACs")
     for variant, wanted in COUNTS.items():
         net = parts.with_statistics(EfficientModFamily(), variant)
-        counts = count(net, parts.picture(SIZE))
+        counts = parts.counts_of(net, SIZE)
         found = (counts.trainable, counts.conv_macs, counts.linear_macs, counts.attention_macs)
         parts.counted(
             evidence, variant, PRINTED[variant],
@@ -70,7 +69,7 @@ def speed(evidence: Evidence, context: ProofContext) -> None:
     plain = parts.with_statistics(EfficientModFamily(), "s")
     nets = {FUSED: (fold(plain), SIZE), PLAIN: (plain, SIZE)}
     nets |= {rival.name: (rival.network(), rival.size) for rival in RIVALS}
-    macs = {name: count(net, parts.picture(size)).macs for name, (net, size) in nets.items()}
+    macs = {name: parts.counts_of(net, size).macs for name, (net, size) in nets.items()}
     one = parts.side_by_side(evidence, context, nets, 1, threads, 5 if context.quick else 30)
     rates = {name: parts.rate(one, name, 1, macs[name]) for name in nets}
     against = (PLAIN, "", 1.5), (RIVALS[0].name, "1.25x (P100 GPU)", 1.25)
@@ -157,7 +156,7 @@ def learning(evidence: Evidence, context: ProofContext) -> None:
     scores = parts.learn(context, makers, LETTERS, RECIPE, 1 if context.quick else 3)
     parts.beats(evidence, scores, "modulation", "sum", 5, 8, "")
     parts.beats(evidence, scores, "modulation", "no context", 8, 12, "")
-    macs = {name: parts.letter_macs(make(), LETTERS) for name, make in makers.items()}
+    macs = {name: parts.counts_of(make(), LETTERS, 1).layer_macs for name, make in makers.items()}
     evidence.notes.append(
         "letters, multiply-adds and accuracy: "
         + "; ".join(f"{name} {macs[name] / 1e6:.2f} M, {score.text()} %" for name, score in scores.items())

@@ -15,7 +15,6 @@ from headway.core.timm_library import timm_library
 from headway.vision.backbones import proof_parts as parts
 from headway.vision.backbones.patnet import CONFIGS, SYSTEM, Config, PATNet, Patnet
 from headway.vision.backbones.patnet_mixers import ChannelGate, ChannelMixer, PixelMixer, filtered
-from headway.vision.count import count
 from headway.vision.fold import fold
 from headway.vision.train import Recipe
 
@@ -58,11 +57,11 @@ def structure(evidence: Evidence, context: ProofContext) -> None:
     for variant, wanted in COUNTS.items():
         if context.quick and variant in ("m", "l"):
             continue
-        plain = count(Patnet().variant(variant, spatial_attention=False), parts.picture(SIZE))
+        plain = parts.counts_of(Patnet().variant(variant, spatial_attention=False), SIZE)
         net = parts.with_statistics(Patnet(), variant)
-        spatial = count(net, parts.picture(SIZE))
+        spatial = parts.counts_of(net, SIZE)
         short = parts.exactness(evidence, net, SIZE, 5e-6, variant)
-        merged = count(short, parts.picture(SIZE)).layer_macs
+        merged = parts.counts_of(short, SIZE).layer_macs
         found = (plain.trainable, spatial.trainable, plain.layer_macs, spatial.layer_macs, merged)
         expected = (*wanted, wanted[2] + gate_macs(CONFIGS[variant]))
         labels = [f"{name} [{index}]" for index, name in enumerate(names)]
@@ -71,7 +70,7 @@ def structure(evidence: Evidence, context: ProofContext) -> None:
             dict(zip(labels, expected, strict=True)), dict(zip(labels, found, strict=True)),
         )  # fmt: skip
     for name, (parameters, macs) in FASTERNET.items():
-        counts = count(timm_library().create_model(name), parts.picture(SIZE))
+        counts = parts.counts_of(timm_library().create_model(name), SIZE)
         parts.counted(
             evidence, f"{name} of timm, same counter", "", {"parameters": parameters, "layer MACs": macs},
             {"parameters": counts.trainable, "layer MACs": counts.layer_macs},
@@ -81,7 +80,7 @@ def structure(evidence: Evidence, context: ProofContext) -> None:
 def speed(evidence: Evidence, context: ProofContext) -> None:
     """Bar 3, with one thread and with two."""
     nets = {OURS: (fold(parts.with_statistics(Patnet(), "t2")), SIZE), RIVAL.name: (RIVAL.network(), SIZE)}
-    macs = {name: count(net, parts.picture(SIZE)).macs for name, (net, _) in nets.items()}
+    macs = {name: parts.counts_of(net, SIZE).macs for name, (net, _) in nets.items()}
     share = macs[OURS] / macs[RIVAL.name]
     for threads in (1, 2):
         for batch in (1, 32):
@@ -158,7 +157,7 @@ def learning(evidence: Evidence, context: ProofContext) -> None:
         makers |= reported
     scores = parts.learn(context, makers, LETTERS, RECIPE, 1 if context.quick else 3)
     parts.beats(evidence, scores, ours, control, 3, 6, "")
-    macs = {name: parts.letter_macs(make(), LETTERS) for name, make in makers.items()}
+    macs = {name: parts.counts_of(make(), LETTERS, 1).layer_macs for name, make in makers.items()}
     evidence.notes.append(
         "letters, multiply-adds and accuracy: "
         + "; ".join(f"{name} {macs[name] / 1e6:.2f} M, {score.text()} %" for name, score in scores.items())

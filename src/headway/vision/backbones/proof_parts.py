@@ -17,7 +17,7 @@ from headway.core.module_model import native_forward
 from headway.core.proof import ProofContext
 from headway.core.timm_library import timm_library
 from headway.vision.backbones.base import BackboneFamily
-from headway.vision.count import count
+from headway.vision.count import Counts, count
 from headway.vision.fold import fold, randomise_norms, relative_error
 from headway.vision.lab import letters, normalised
 from headway.vision.train import Recipe, accuracy, train
@@ -48,6 +48,11 @@ def exactness(evidence: Evidence, net: nn.Module, size: int, bar: float, name: s
         f"{error:.1e}, {left} left", error <= bar and not left,
     )  # fmt: skip
     return short
+
+
+def counts_of(net: nn.Module, size: int, channels: int = 3) -> Counts:
+    """On one image, by shapes alone: nothing is computed."""
+    return count(copy.deepcopy(net).to("meta"), torch.zeros(1, channels, size, size, device="meta"))
 
 
 def counted(evidence: Evidence, name: str, paper: str, wanted: Mapping[str, int], found: Mapping[str, int]) -> None:
@@ -161,10 +166,6 @@ def product_rate(threads: int) -> float:
     return 1024**3 / min(timing.samples["product"])
 
 
-def layer_macs(net: nn.Module, size: int) -> int:
-    return count(net, picture(size)).layer_macs
-
-
 # ---- learning -------------------------------------------------------------------------------------------------------
 
 
@@ -224,7 +225,3 @@ def beats(
         f"{points:+.1f} +- {error:.1f} ({ours} {scores[ours].text()}; {other} {scores[other].text()})",
         points >= floor and points > error,
     )  # fmt: skip
-
-
-def letter_macs(net: nn.Module, size: int) -> int:
-    return count(net, torch.zeros(1, 1, size, size)).layer_macs

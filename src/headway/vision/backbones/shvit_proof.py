@@ -28,7 +28,6 @@ from headway.vision.backbones.shvit import (
     Shvit,
     SingleHeadAttention,
 )
-from headway.vision.count import count
 from headway.vision.train import Recipe
 
 BASELINE = "MobileViTv2-1.0 of timm at 256x256, folded too, in its best layout of memory, interleaved"
@@ -61,7 +60,7 @@ def structure(evidence: Evidence) -> None:
     for variant, wanted in COUNTS.items():
         size = CONFIGS[variant].image_size
         net = parts.with_statistics(Shvit(), variant)
-        counts = count(net, parts.picture(size))
+        counts = parts.counts_of(net, size)
         short = parts.exactness(evidence, net, size, 2e-6, variant)
         folded = sum(value.numel() for value in short.parameters())
         found = (counts.trainable, folded, counts.layer_macs, counts.attention_macs)
@@ -80,7 +79,7 @@ def speed(evidence: Evidence, context: ProofContext) -> None:
     """Bar 3; other batches and two threads are reported."""
     ours = parts.fold(parts.with_statistics(Shvit(), "s4"))
     nets = {"shvit-s4": (ours, 256), RIVAL.name: (RIVAL.network(), RIVAL.size)}
-    macs = {name: parts.layer_macs(net, size) for name, (net, size) in nets.items()}
+    macs = {name: parts.counts_of(net, size).layer_macs for name, (net, size) in nets.items()}
     told = []
     for threads in (1, 2):
         for batch in (1, 16):
@@ -163,7 +162,7 @@ def learning(evidence: Evidence, context: ProofContext) -> None:
         f"speed: {SINGLE} over {FOUR}, images/s, not folded", "", "over the noise, goal 1.2x",
         f"{faster:.2f}x, noise {100 * noise:.1f}%", faster - 1.0 > noise,
     )  # fmt: skip
-    macs = {name: parts.letter_macs(make(), LETTERS) for name, make in makers.items()}
+    macs = {name: parts.counts_of(make(), LETTERS, 1).layer_macs for name, make in makers.items()}
     evidence.notes.append(
         "letters, multiply-adds and accuracy: "
         + "; ".join(f"{name} {macs[name] / 1e6:.2f} M, {score.text()} %" for name, score in scores.items())
