@@ -16,6 +16,7 @@ VERBS: dict[str, str] = {
     "optimize": "bring a model under a budget, with evidence and a report",
     "apply": "apply one recipe to a model, no search",
     "serve": "an OpenAI-compatible server: many requests at once",
+    "search": "a network for this machine, from a space of networks",
     "plan": "a problem to a plan: which machines, which settings of a server",
     "generate": "one completion, or a chat where there is a terminal",
     "bench": "throughput and latency beside other engines, interleaved in one run",

@@ -125,6 +125,7 @@ def compare(
     width: float | None = None,
     time_limit_s: float | None = None,
     settle_s: float = 0.0,
+    clock: Callable[[], float] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Timing:
     """Time callables against each other: each round runs every arm once, in a random order of its own.
@@ -138,11 +139,14 @@ def compare(
     width: stop once every ratio's interval is narrower than this (0.02 = 2%), looked at every few rounds.
     time_limit_s: start no further round after so many seconds, however few were run.
     settle_s: pause before each sample, where an arm's threads may go on spinning after it has returned.
+    clock: seconds; by default the wall's. `time.thread_time` leaves out what other processes took, for arms that run
+    in this thread alone.
     progress: called with (rounds done, rounds in all).
 
     Raises `Interrupted`, with what was measured, on Ctrl-C; `BadInput` for arms that cannot be compared.
     """
     arms = dict(candidates)
+    clock = clock or time.perf_counter
     baseline = _checked(arms, baseline, rounds)
     if aa:
         arms[AGAIN] = aa if callable(aa) else arms[baseline]
@@ -152,12 +156,12 @@ def compare(
     switches = _preemptions()
     collecting = gc.isenabled()
     try:
-        timing.calls = _calls(arms, baseline, warmup, min_time_s)
+        timing.calls = _calls(arms, baseline, warmup, min_time_s, clock)
         gc.disable()
         while timing.rounds < rounds and (time.perf_counter() < deadline or not timing.rounds):
             check()
             order = tuple(generator.sample(sorted(arms), len(arms)))
-            taken = {name: _sample(arms[name], timing.calls[name], settle_s) for name in order}
+            taken = {name: _sample(arms[name], timing.calls[name], settle_s, clock) for name in order}
             for name, seconds in taken.items():  # a round counts whole or not at all
                 timing.samples[name].append(seconds)
             timing.orders.append(order)
@@ -189,50 +193,52 @@ def _checked(arms: Mapping[str, Call], baseline: str | None, rounds: int) -> str
     return next(iter(arms)) if baseline is None else baseline
 
 
-def _calls(arms: Mapping[str, Call], baseline: str, warmup: int, min_time_s: float) -> dict[str, int]:
+def _calls(
+    arms: Mapping[str, Call], baseline: str, warmup: int, min_time_s: float, clock: Callable[[], float]
+) -> dict[str, int]:
     """Calls of each arm that fill `min_time_s`.
 
     An arm about as fast as the baseline takes the baseline's number: samples of unequal length meet unequal numbers
     of preemptions, and identical arms would differ.
     """
-    fastest = {name: _fastest(arm, warmup, min_time_s) for name, arm in arms.items()}
+    fastest = {name: _fastest(arm, warmup, min_time_s, clock) for name, arm in arms.items()}
     calls = {name: max(1, math.ceil(min_time_s / seconds * (1 - 1e-6))) for name, seconds in fastest.items()}
     same = calls[baseline]
     return {name: same if same / ALIKE <= own <= same * ALIKE else own for name, own in calls.items()}
 
 
-def _fastest(arm: Call, warmup: int, min_time_s: float) -> float:
+def _fastest(arm: Call, warmup: int, min_time_s: float, clock: Callable[[], float]) -> float:
     """Seconds per call, the least of many batches too short to be preempted often; a dear arm is only warmed up."""
-    best = min(_timed(arm, 1) for _ in range(warmup + 1))
+    best = min(_timed(arm, 1, clock) for _ in range(warmup + 1))
     if best >= DEAR * min_time_s:
         return best
     calls = 1
-    while _timed(arm, calls) * calls < BATCH_S:
+    while _timed(arm, calls, clock) * calls < BATCH_S:
         calls *= 2
     spent = 0.0
     for batch in range(BATCHES):
-        seconds = _timed(arm, calls)
+        seconds = _timed(arm, calls, clock)
         best, spent = min(best, seconds), spent + seconds * calls
         if batch >= 2 and spent >= DEAR * min_time_s:
             break
     return best
 
 
-def _sample(arm: Call, calls: int, settle_s: float) -> float:
+def _sample(arm: Call, calls: int, settle_s: float, clock: Callable[[], float]) -> float:
     if settle_s:
         time.sleep(settle_s)
     if calls > 1:
         arm()
-    return _timed(arm, calls)
+    return _timed(arm, calls, clock)
 
 
-def _timed(arm: Call, calls: int) -> float:
+def _timed(arm: Call, calls: int, clock: Callable[[], float]) -> float:
     """Seconds per call."""
     repeats = range(calls)
-    start = time.perf_counter()
+    start = clock()
     for _ in repeats:
         arm()
-    return max(time.perf_counter() - start, 1e-9) / calls
+    return max(clock() - start, 1e-9) / calls
 
 
 def _narrow(timing: Timing, width: float) -> bool:

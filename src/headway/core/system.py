@@ -16,6 +16,7 @@ from headway.core.errors import BadInput
 from headway.core.progress import Progress
 
 if TYPE_CHECKING:
+    from headway.core.budget import Budget
     from headway.core.cache import StepCache
     from headway.core.model import Model, Site
     from headway.core.target import Target
@@ -180,6 +181,58 @@ class ModelFamily(System[S]):
 
         The origin of what is built is `family:SLUG(SETTINGS)`: from it an artifact is built again.
         """
+
+
+@dataclass
+class SearchContext:
+    """What a search may use besides its space and budget."""
+
+    target: Target
+    cache: StepCache
+    checkpoints: Path
+    """A folder that is there, for what goes on after Ctrl-C."""
+    data: Path | None = None
+    """The user's images; None: those that the space is made for."""
+    seed: int = 0
+    progress: Progress = field(default_factory=Progress)
+
+
+@dataclass(frozen=True)
+class FoundNet:
+    """One network of a space: the family's settings that build it again, and what is known of it.
+
+    Keys as in the JSON interface; `quality` is the accuracy over that of the largest network of the space.
+    """
+
+    settings: Mapping[str, Any]
+    measured: Mapping[str, float] = field(default_factory=dict)
+    predicted: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search gives: the trained network, the largest one of the space beside it, others that it looked at."""
+
+    model: Model
+    winner: FoundNet
+    baseline: FoundNet
+    others: Sequence[FoundNet] = ()
+    notes: Sequence[str] = ()
+
+
+class Searcher(ModelFamily[S]):
+    """A family whose networks are searched for: in a space, under a budget."""
+
+    limits: ClassVar[tuple[str, ...]] = ("latency", "size", "quality")
+    """Metrics that a budget of this search may limit."""
+
+    @abstractmethod
+    def spaces(self) -> Mapping[str, str]:
+        """The spaces by name, with what each is in a few words."""
+
+    @abstractmethod
+    def search(self, space: str, budget: Budget, settings: S, context: SearchContext) -> Found:
+        """The best network that the budget allows; the nearest to it where none does."""
 
 
 class Transform(System[S]):

@@ -28,7 +28,7 @@ from headway.optimize.request import Request, check_output, refuse, refuse_for
 from headway.optimize.subject import Split, Subject
 from headway.optimize.workloads import check_sources, make_workload, on_sample
 
-__all__ = ["Proof", "apply", "load", "optimize", "plan", "prove", "use_threads"]
+__all__ = ["Proof", "apply", "load", "optimize", "plan", "prove", "search", "use_threads"]
 
 
 def use_threads(threads: int) -> int:
@@ -203,6 +203,46 @@ def plan_problem(
 
 
 PLAN_SCHEMA = 1
+
+
+def search(
+    slug: str,
+    space: str,
+    budget: str = "",
+    settings: Sequence[str] = (),
+    *,
+    data: str | Path | None = None,
+    output: str | Path | None = None,
+    target: Target | None = None,
+    threads: int = 0,
+    seed: int = 0,
+    command: str = "",
+    progress: Progress | None = None,
+) -> Any:
+    """A network found in a space of a system under a budget (a `NetworkResult`), saved to `output` if that is given.
+
+    settings: `field=value` each, in the grammar of recipes. data: a `.npz` file with `images` and `labels`; else the
+    images that the space is made for. Raises `BadInput` for what cannot be asked, before anything is run.
+    """
+    from headway.optimize.network_search import checked, search_network
+
+    path, folder = (None if given is None else Path(given) for given in (data, output))
+    checked(slug, space, budget, settings, path, folder)
+    count = use_threads(threads)
+    progress = progress or Progress()
+    return search_network(
+        slug,
+        space,
+        budget,
+        settings,
+        data=path,
+        output=folder,
+        target=target or machine(progress),
+        threads=count,
+        seed=seed,
+        command=command,
+        progress=progress,
+    )
 
 
 def is_bare(model: Model, workload: Workload) -> bool:

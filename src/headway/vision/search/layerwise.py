@@ -87,6 +87,33 @@ class Layerwise:
         blocks = (*self.first, *(block for block in made if block is not None))
         return NetSpec(self.stem, blocks, self.head, self.size, self.last)
 
+    def layers_in_use(self) -> list[tuple[LayerSpec | HeadSpec, int]]:
+        """Every layer that a network of the space may have, with the side of its input in pixels."""
+        start = NetSpec(self.stem, self.first, self.head, self.size).layers()
+        size = start[-1][1]
+        found = start[:-1]
+        for layer in self.layers:
+            found += [(op, size) for name in layer.ops if (op := self.op(layer, name)) is not None]
+            size = -(-size // layer.stride)
+        if self.last:
+            found.append((self.last, size))
+        return [*found, (self.head, size)]
+
+    def extreme(self, largest: bool) -> Genotype:
+        """The network with the most or the fewest multiply-adds in its blocks."""
+        made: Genotype = {}
+        for number, layer in enumerate(self.layers, 1):
+            made[str(number)] = (max if largest else min)(layer.ops, key=lambda name: self._work(layer, name))
+        return made
+
+    def _work(self, layer: Layer, name: str) -> int:
+        op = self.op(layer, name)
+        if op is None:
+            return 0
+        if isinstance(op, ConvSpec):
+            return op.inside * op.out
+        return op.middle * ((op.inside + op.out) // op.groups + op.kernel**2)
+
     def for_images(self, channels: int, classes: int, size: int) -> Layerwise:
         """The same architecture for other images."""
         return replace(

@@ -47,6 +47,11 @@ def mbv2(widths: tuple[int, ...] = (32, 16, 24, 40, 80, 96, 192, 320, 1280)) -> 
 
 SPACES: dict[str, Callable[[], Macro]] = {"mbv2": mbv2, "d400": d400}
 
+ABOUT = {
+    "mbv2": "21 layers of MobileNetV2's shape, 6 or 7 candidates each, for images of 224 pixels (give --data)",
+    "d400": "4 layers, 400 networks, for scikit-learn's digits",
+}
+
 
 def published(variant: str) -> NetSpec:
     """A released net."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -194,6 +195,7 @@ class SearchSpace:
             given[name] = found[0]
         return self.check(given)
 
+    @cached_property
     def groups(self) -> dict[str, list[str]]:
         """Names of choices by the group in which they mutate."""
         found: dict[str, list[str]] = {}

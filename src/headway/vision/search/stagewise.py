@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from headway.core.errors import BadInput
-from headway.vision.search.blocks import BlockSpec, ConvSpec, HeadSpec, NetSpec, make_divisible
+from headway.vision.search.blocks import BlockSpec, ConvSpec, HeadSpec, LayerSpec, NetSpec, make_divisible
 from headway.vision.search.space import Choice, Genotype, SearchSpace
 
 BIT_KINDS = ("pww", "pwa", "dww", "dwa")
@@ -172,6 +172,22 @@ class Stagewise:
                 options = self.space.allowed(choice, made)
                 made[choice.name] = max(options) if largest else min(options)
         return made
+
+    def layers_in_use(self) -> list[tuple[LayerSpec | HeadSpec, int]]:
+        """Every layer that a network of the space may have, with the side of its input in pixels."""
+        found: list[tuple[LayerSpec | HeadSpec, int]] = []
+        for side in self.resolutions or (self.size,):
+            start = NetSpec(self.stem, self.first, self.head, side).layers()
+            found += start[:-1]
+            size = start[-1][1]
+            for place in self.places:
+                blocks = [self.block(place, k, m) for k in self.kernels for m in self.middles(place.inside)]
+                found += [(block, size) for block in blocks]
+                size = -(-size // blocks[0].stride)
+            if self.last:
+                found.append((self.last, size))
+            found.append((self.head, size))
+        return found
 
     def for_images(self, channels: int, classes: int, size: int) -> Stagewise:
         """The same architecture for other images."""

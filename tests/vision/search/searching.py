@@ -1,0 +1,43 @@
+"""A small search for tests: made-up images of 16 pixels and a cost table that nobody measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from known_machine import GOLDEN
+
+from headway.core.cache import StepCache
+from headway.core.progress import Progress
+from headway.core.system import SearchContext
+from headway.core.target import Target
+from headway.vision.search.cost_table import CostTable
+from headway.vision.search.family import NetSettings, Subject
+from headway.vision.search.images import Images, Split
+from headway.vision.search.network import Macro
+
+
+def images() -> Images:
+    generator = torch.Generator().manual_seed(0)
+    splits = []
+    for count in (80, 40, 40):
+        labels = torch.arange(count) % 10
+        pixels = 0.3 * torch.randn(count, 1, 16, 16, generator=generator)
+        pixels[torch.arange(count), 0, labels, labels] += 3.0
+        splits.append(Split(pixels, labels))
+    return Images(*splits, classes=10)
+
+
+def table(macro: Macro) -> CostTable:
+    """Costs by the number of weights."""
+    costs = {}
+    for spec, size in macro.layers_in_use():
+        costs[spec.key(size)] = 1e-6 * sum(p.numel() for p in spec.build().parameters())
+    return CostTable(costs)
+
+
+def subject(slug: str, macro: Macro, settings: NetSettings, folder: Path, progress: Progress | None = None) -> Subject:
+    folder.mkdir(exist_ok=True)
+    target = Target.load(GOLDEN)
+    context = SearchContext(target, StepCache(folder / "steps"), folder, None, 0, progress or Progress())
+    return Subject(slug, "d400", macro, images(), table(macro), settings, context)
