@@ -255,3 +255,56 @@ def test_a_card_is_shown_where_no_ledger_can_be_read(
     monkeypatch.setenv("HEADWAY_HOME", str(tmp_path / "home"))
     assert main(["systems", "lut-gemm"]) == 0
     assert "no evidence here yet" in capsys.readouterr().out
+
+
+WITHOUT = """
+import sys
+from pathlib import Path
+
+class Hiding:  # a finder that does not see some packages, as where they are not installed
+    def __init__(self, finder):
+        self.finder = finder
+
+    def find_spec(self, name, path=None, target=None):
+        return None if name.partition(".")[0] == sys.argv[1] else self.finder.find_spec(name, path, target)
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+sys.meta_path[:] = map(Hiding, sys.meta_path)
+"""
+
+
+@pytest.mark.parametrize(
+    ("package", "extra", "words"),
+    [
+        ("torch", "torch", ["optimize", "smollm2-135m", "-o", "out"]),
+        ("torch", "torch", ["apply", "int8", "smollm2-135m", "-o", "out"]),
+        ("torch", "torch", ["systems", "shvit"]),
+        ("optuna", "search", ["optimize", "smollm2-135m", "-o", "out"]),
+        ("tokenizers", "llm", ["generate", "smollm2-135m", "-p", "a"]),
+        ("starlette", "serve", ["serve", "smollm2-135m"]),
+    ],
+)
+def test_a_missing_optional_package_is_one_line_with_the_extra_and_exit_3(
+    package: str, extra: str, words: list[str], home: Path
+) -> None:
+    code = WITHOUT + "from headway.cli.main import main; sys.exit(main(sys.argv[2:]))"
+    done = subprocess.run([sys.executable, "-c", code, package, *words], capture_output=True, text=True, check=False)
+    mend = f"headway: the Python package {package!r} is not installed; run: pip install 'headway[{extra}]'"
+    assert done.stderr.splitlines()[-1:] == [mend]
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 3
+
+
+def test_python_names_the_extra_of_a_missing_package_too() -> None:
+    code = (
+        WITHOUT
+        + "import headway\n"
+        + "for call in (lambda: headway.optimize('smollm2-135m'), lambda: headway.apply('int8', 'smollm2-135m'),\n"
+        + "             lambda: headway.load(3)):\n"
+        + "    try: call()\n"
+        + "    except Exception as error: print(type(error).__name__, error.mend)\n"
+    )
+    said = subprocess.run([sys.executable, "-c", code, "torch"], capture_output=True, text=True, check=True).stdout
+    assert said.splitlines() == ["Lacking run: pip install 'headway[torch]'"] * 3

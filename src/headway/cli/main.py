@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(verb: str, words: list[str]) -> int:
-    from headway.core.errors import BadInput, HeadwayError
+    from headway.core.errors import BadInput, HeadwayError, extras_named
 
     try:
         if verb not in VERBS:
@@ -80,7 +80,8 @@ def _run(verb: str, words: list[str]) -> int:
             raise BadInput(
                 f"no verb {verb!r}", f"did you mean {near[0]}?" if near else f"verbs are: {', '.join(VERBS)}"
             )
-        return _call(verb, words)
+        with extras_named():
+            return _call(verb, words)
     except HeadwayError as error:
         if os.environ.get("HEADWAY_TRACEBACK"):
             raise

