@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -87,3 +90,129 @@ def test_names_are_readable_without_torch_numpy_or_pydantic() -> None:
         "print([m for m in ('torch', 'numpy', 'pydantic', 'scipy', 'rich') if m in sys.modules])"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+@pytest.mark.parametrize("head", ["SYSTEM: Card = Card(", "SYSTEM : Final[Card]=Card("])
+def test_a_card_may_be_annotated_and_stand_on_one_line(head: str) -> None:
+    text = TOY.format(slug="toy")
+    assert read_card(text.replace("SYSTEM = Card(", head).encode()) == read_card(text.encode())
+    lines = text.partition("SYSTEM = ")[2].splitlines()
+    one = f"{head.removesuffix('Card(')}{''.join(lines)}\n\n\ndef later(\n    given\n):\n    pass\n"
+    assert read_card(one.encode()) == read_card(text.encode())
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ('slug="toy", colour="red"', "no field 'colour'"),
+        ('slug="toy", **more', "an argument without a name"),
+        ('"toy"', "an argument without a name"),
+        ("slug=3", "slug=3 is no str"),
+        ('slug="toy", breaks=("a", 1)', "breaks=('a', 1) is no tuple"),
+        ('slug="toy" oops', "line 7: invalid syntax"),
+        ("", "missing 1 required positional argument: 'slug'"),
+    ],
+)
+def test_what_is_wrong_with_a_card_is_said_in_one_line(changed: str, said: str) -> None:
+    source = TOY.format(slug="toy").replace('slug="toy"', changed).replace("    ,\n", "")
+    with pytest.raises(BadInput, match=re.escape(said)) as caught:
+        read_card(source.encode())
+    assert "\n" not in str(caught.value)
+
+
+CLASS = """
+from headway.core.system import Settings, Transform
+
+class Toy(Transform[Settings]):
+    card = SYSTEM
+    settings = Settings
+    applies = predict = apply = None
+"""
+
+
+@pytest.fixture
+def plug_ins(tmp_path: Path) -> Path:
+    """A package of plug-ins of which one works, another that raises as soon as it is imported, and their metadata."""
+    good = TOY.format(slug="toy").replace("raise RuntimeError", "str").replace("SYSTEM = ", "SYSTEM: Card = ")
+    modules = {
+        "good/__init__": "",
+        "good/toy": good + CLASS,
+        "good/abstract": TOY.format(slug="abstract").replace("raise RuntimeError", "str")
+        + CLASS.replace("= apply", ""),
+        "good/fails": TOY.format(slug="fails"),
+        "good/lacks": "import minijinja_of_none\n" + TOY.format(slug="lacks"),
+        "good/unknown": TOY.format(slug="unknown").replace("slug=", "colour=3, slug="),
+        "good/syntax": TOY.format(slug="syntax").replace("slug=", "slug=("),
+        "good/called": TOY.format(slug="called").replace('"called"', "name()"),
+        "good/slot": TOY.format(slug="slot").replace('"weights"', '"nowhere"'),
+        "good/kind": TOY.format(slug="kind").replace('"transform"', '"trick"'),
+        "good/int8": TOY.format(slug="int8"),
+        "good/cardless": "SYSTEMS = 3\n",
+        "bad/__init__": "raise RuntimeError('broken\\npackage')\n",
+        "bad/inside": TOY.format(slug="inside"),
+    }
+    for name, text in modules.items():
+        path = tmp_path / f"{name}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    info = tmp_path / "some-0.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: some\nVersion: 0.1\n")
+    points = {name: name.replace("/", ".") for name in modules if "__init__" not in name} | {"gone": "removed.toy"}
+    lines = "\n".join(f"{name.rpartition('/')[2]} = {module}" for name, module in points.items())
+    (info / "entry_points.txt").write_text(f"[headway.systems]\n{lines}\n")
+    return tmp_path
+
+
+def headway(plug_ins: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    code = "import sys; from headway.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    return subprocess.run(
+        [sys.executable, "-c", code, *words],
+        env={**os.environ, "PYTHONPATH": str(plug_ins), "HEADWAY_HOME": str(plug_ins / "home")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_broken_plug_in_is_left_out_with_one_line_and_stops_no_other(plug_ins: Path) -> None:
+    done = headway(plug_ins, "systems", "--json")
+    assert done.returncode == 0
+    listed = {card["slug"] for card in json.loads(done.stdout)["systems"]}
+    assert {"toy", "fails", "lacks", "inside", "int8"} <= listed
+    left_out = {
+        "unknown": "no field 'colour'",
+        "syntax": "line 6: ",
+        "called": "literal",
+        "slot": "no slot 'nowhere'",
+        "kind": "no kind 'trick'",
+        "int8": "Headway itself has a system 'int8'",
+        "cardless": "no SYSTEM = Card(...)",
+        "gone": "there is no such module",
+    }
+    lines = {line.split("'")[1]: line for line in done.stderr.splitlines()}
+    assert len(lines) == len(done.stderr.splitlines())
+    assert lines.keys() == left_out.keys()
+    for name, why in left_out.items():
+        assert lines[name].startswith(f"headway: left out: plug-in '{name}' (") and why in lines[name]
+        assert "; " in lines[name]
+    assert "toy: Toy" in headway(plug_ins, "systems", "toy").stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("fails", "RuntimeError: a scan must not run this"),
+        ("lacks", "No module named 'minijinja_of_none'"),
+        ("abstract", "TypeError: Can't instantiate abstract class Toy"),
+        ("inside", "RuntimeError: broken package"),
+        ("unknown", "no field 'colour'"),
+        ("gone", "there is no such module"),
+    ],
+)
+def test_a_broken_plug_in_that_is_asked_for_is_bad_input_in_one_line(plug_ins: Path, name: str, why: str) -> None:
+    done = headway(plug_ins, "systems", name)
+    assert done.returncode == 2
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"headway: plug-in '{name}' (") and why in last and "; " in last
+    assert "Traceback" not in done.stderr

@@ -12,11 +12,15 @@ import pytest
 import torch
 
 from headway.core.cache import StepCache
+from headway.core.card import Card
+from headway.core.errors import BadInput
 from headway.core.module_model import ModuleModel
-from headway.core.registry import entry
+from headway.core.progress import Progress
+from headway.core.recipe import Recipe
+from headway.core.registry import BrokenPlugIn, Entry, entry
 from headway.core.system import Context
 from headway.llm.weights.dense import DenseWeight
-from headway.optimize import losses
+from headway.optimize import api, losses
 from headway.optimize.losses import Moments, calibrate_in, choice_table
 
 
@@ -72,3 +76,49 @@ def test_calibration_leaves_out_what_the_time_does_not_suffice_for(
     calibrate_in(seconds, ModuleModel(torch.nn.Linear(1, 1), torch.zeros(1), name="one"), context)
     assert [int(given[0]) for given in context.calibration] == list(range(count))
     assert bool(context.notes) == (count < 6)
+
+
+@pytest.fixture
+def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Entry:
+    """A plug-in whose modules raise when they are imported."""
+    for name in ("broken_plug_in", "broken_plug_in_proof"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('two\\nlines')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    card = Card("broken", "t", "p", "transform", "weights", "s", "c")
+    return Entry(card, "broken_plug_in", plug_in=True)
+
+
+class Notes(Progress):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
+
+
+def test_a_plug_in_that_cannot_be_imported_is_left_out_of_the_search(
+    broken: Entry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(losses, "systems", lambda: {"broken": broken})
+    request: Any = SimpleNamespace(recipe=Recipe(), without=(), only=())
+    subject: Any = SimpleNamespace(model=SimpleNamespace(name="m"))
+    context: Any = SimpleNamespace(progress=Notes(), target=None)
+    with pytest.raises(BadInput, match="no system applies"):
+        losses.make_space(subject, context, request)
+    assert context.progress.said == [
+        "left out: plug-in 'broken' (broken_plug_in): RuntimeError: two lines; mend or uninstall it"
+    ]
+
+
+@pytest.mark.usefixtures("home")
+def test_a_plug_in_that_cannot_be_imported_is_left_out_of_all_proofs(
+    broken: Entry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "systems", lambda: {"broken": broken})
+    monkeypatch.setattr(api, "machine", lambda _: None)
+    progress = Notes()
+    assert api.prove(progress=progress) == []
+    assert len(progress.said) == 1 and "RuntimeError: two lines" in progress.said[0]
+    monkeypatch.setattr(api, "entry", lambda _: broken)
+    with pytest.raises(BrokenPlugIn, match="two lines"):
+        api.prove("broken")

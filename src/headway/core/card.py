@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+KINDS = ("model", "transform", "policy", "planner", "instrument")
+
 
 @dataclass(frozen=True)
 class Card:

@@ -6,7 +6,6 @@ A proof module (`x_proof.py`) has `BASELINE`, one sentence on what the system is
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -46,7 +45,7 @@ def run(entry: Entry, context: ProofContext) -> tuple[Evidence, str]:
     name = entry.proof_module
     if name is None:
         raise BadInput(f"{entry.card.slug} ships no proof", "prove another system, or add <module>_proof.py")
-    module: Any = importlib.import_module(name)
+    module: Any = entry.imported(name)
     evidence: Evidence = module.prove(context)
     if not evidence.bars:
         raise TypeError(f"{name}: a proof must judge at least one bar")

@@ -1,7 +1,8 @@
 """The registry: which systems exist, read from their sources without importing them.
 
 A system's module holds one literal `SYSTEM = Card(...)`. The packages below and the entry points of the group
-`headway.systems` are scanned for it; nothing runs until a system is asked for.
+`headway.systems` are scanned for it; nothing runs until a system is asked for. An installed plug-in that cannot be used
+is left out, which one warning says, and stops nobody who does not ask for it.
 """
 
 from __future__ import annotations
@@ -9,20 +10,35 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
-from dataclasses import dataclass
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from headway.core.card import Card
-from headway.core.errors import BadInput
+from headway.core.card import KINDS, Card
+from headway.core.errors import EXTRAS, BadInput, HeadwayError
+from headway.core.slots import SLOTS
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
     from headway.core.system import System
 
-_MARK = b"\nSYSTEM = Card("
+_MARK = re.compile(rb"^SYSTEM *(:[^=\n]*)?= *Card\(", re.MULTILINE)
 _ENTRY_POINTS = "headway.systems"
+
+
+class BrokenPlugIn(BadInput):
+    """An installed plug-in that cannot be used."""
+
+    def __init__(self, name: str, module: str, why: str, mend: str = "mend or uninstall it") -> None:
+        super().__init__(f"plug-in {name!r} ({module}): {why}", mend)
 
 
 @dataclass(frozen=True)
@@ -31,49 +47,113 @@ class Entry:
 
     card: Card
     module: str
+    plug_in: bool = False
+    """Whether an installed package brings it."""
 
     def load(self) -> System[Any]:
-        """Import the module and make its system (the one `System` subclass whose `card` is this one)."""
+        """Import the module and make its system (the one `System` subclass whose `card` is this one).
+
+        Raises `BrokenPlugIn` where a plug-in's module does not run, or holds no such class that can be made.
+        """
         from headway.core.system import System
 
-        module = importlib.import_module(self.module)
-        found = [
-            value
-            for value in vars(module).values()
-            if isinstance(value, type) and issubclass(value, System) and getattr(value, "card", None) is module.SYSTEM
-        ]
-        if len(found) != 1:
-            raise TypeError(f"{self.module}: expected one System with card = SYSTEM, found {len(found)}")
-        system: System[Any] = found[0]()
-        return system
+        with self._blamed():
+            module = importlib.import_module(self.module)
+            kinds = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, System)]
+            found = [kind for kind in kinds if getattr(kind, "card", None) is module.SYSTEM]
+            if len(found) != 1:
+                raise TypeError(f"{self.module}: expected one System with card = SYSTEM, found {len(found)}")
+            system: System[Any] = found[0]()
+            return system
+
+    def imported(self, module: str) -> ModuleType:
+        """A module of the system's; raises `BrokenPlugIn` for whatever a plug-in's raises."""
+        with self._blamed():
+            return importlib.import_module(module)
+
+    @contextmanager
+    def _blamed(self) -> Iterator[None]:
+        """Whatever a plug-in raises inside is its fault, but for an optional package of Headway's that is missing."""
+        try:
+            yield
+        except HeadwayError:
+            raise
+        except (Exception, SystemExit) as error:
+            if not self.plug_in or (isinstance(error, ModuleNotFoundError) and error.name in EXTRAS):
+                raise
+            raise BrokenPlugIn(self.card.slug, self.module, _said(error)) from error
 
     @property
     def proof_module(self) -> str | None:
         """Dotted name of the proof beside the system (`x_proof.py` or `proof.py`), if there is one."""
         package = self.module.rpartition(".")[0]
         for name in (f"{self.module}_proof", f"{package}.proof"):
-            if importlib.util.find_spec(name) is not None:
+            if find_source(name) is not None:
                 return name
         return None
+
+
+def _said(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def find_source(module: str) -> Path | None:
+    """Where a module's source lies, or None; the packages it is in are not imported, where it can be found without."""
+    try:
+        spec = _find_spec(module)
+    except KeyError:  # a namespace package in another knows its path only once that is imported
+        spec = importlib.util.find_spec(module)
+    return None if spec is None or not spec.has_location or spec.origin is None else Path(spec.origin)
+
+
+def _find_spec(module: str) -> Any:
+    name, folders, spec = "", None, None
+    for part in module.split("."):
+        name = f"{name}.{part}" if name else part
+        spec = next((s for finder in sys.meta_path if (s := finder.find_spec(name, folders)) is not None), None)
+        if spec is None:
+            return None
+        folders = spec.submodule_search_locations or ()
+    return spec
 
 
 def read_card(source: bytes) -> Card | None:
     """The `SYSTEM = Card(...)` literal of a module's source, or None if it has none.
 
-    Raises `BadInput` if an argument is not a literal.
+    Raises `BadInput` unless every argument is a literal keyword that a card has.
     """
-    start = source.find(_MARK)
-    if start < 0:
+    found = _MARK.search(source)
+    if found is None:
         return None
-    end = source.find(b"\n)", start)
-    text = source[start + 1 : end + 2 if end >= 0 else None].decode()
-    statement = ast.parse(text).body[0]
-    assert isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Call)
+    end = source.find(b"\n)", found.start())
     try:
-        arguments = {word.arg: ast.literal_eval(word.value) for word in statement.value.keywords if word.arg}
+        tree = ast.parse(source[found.start() : end + 2 if end >= 0 else None])
+    except SyntaxError:  # that was not where it ends
+        try:
+            tree = ast.parse(source[found.start() :])
+        except SyntaxError as error:
+            line = source.count(b"\n", 0, found.start()) + (error.lineno or 1)
+            raise BadInput(f"SYSTEM card: line {line}: {error.msg}", "mend its source") from None
+    statement = tree.body[0]
+    assert isinstance(statement, ast.Assign | ast.AnnAssign) and isinstance(statement.value, ast.Call)
+    mend = "give every argument as a literal keyword"
+    if statement.value.args or not all(word.arg for word in statement.value.keywords):
+        raise BadInput("SYSTEM card: an argument without a name", mend)
+    try:
+        arguments = {str(word.arg): ast.literal_eval(word.value) for word in statement.value.keywords}
     except ValueError as error:
-        raise BadInput(f"SYSTEM card: {error}", "give every argument as a literal keyword") from None
-    return Card(**arguments)
+        raise BadInput(f"SYSTEM card: {error}", mend) from None
+    kinds = {field.name: field.type for field in fields(Card)}
+    for name, value in arguments.items():
+        if name not in kinds:
+            raise BadInput(f"SYSTEM card: a card has no field {name!r}", f"its fields are: {', '.join(kinds)}")
+        fits = type(value).__name__ == str(kinds[name]).partition("[")[0]
+        if not fits or (isinstance(value, tuple) and not all(isinstance(word, str) for word in value)):
+            raise BadInput(f"SYSTEM card: {name}={value!r} is no {kinds[name]}", mend)
+    try:
+        return Card(**arguments)
+    except TypeError as error:  # one is missing
+        raise BadInput(f"SYSTEM card: {error}", mend) from None
 
 
 def scan(folder: Path, package: str) -> dict[str, Entry]:
@@ -91,27 +171,63 @@ def scan(folder: Path, package: str) -> dict[str, Entry]:
     return entries
 
 
-@cache
 def systems() -> dict[str, Entry]:
     """All systems by slug: Headway's own, then installed plug-ins'. Imports none of them."""
+    return _all()[0]
+
+
+@cache
+def _all() -> tuple[dict[str, Entry], dict[str, BrokenPlugIn]]:
+    """The systems by slug, and by name the plug-ins that are left out."""
     from importlib.metadata import entry_points
 
     entries = scan(Path(__file__).resolve().parents[1], "headway")
+    broken: dict[str, BrokenPlugIn] = {}
     for point in entry_points(group=_ENTRY_POINTS):
-        spec = importlib.util.find_spec(point.value)
-        if spec is None or spec.origin is None:
-            continue
-        card = read_card(Path(spec.origin).read_bytes())
-        if card is not None and card.slug not in entries:
-            entries[card.slug] = Entry(card, point.value)
-    return entries
+        try:
+            found = _plug_in(point, entries)
+        except BrokenPlugIn as error:
+            import logging
+
+            broken[point.name] = error
+            logging.getLogger(__name__).warning("headway: left out: %s", error)
+        else:
+            entries[found.card.slug] = found
+    return entries, broken
+
+
+def _plug_in(point: EntryPoint, known: dict[str, Entry]) -> Entry:
+    """What an entry point names; raises `BrokenPlugIn` for whatever is wrong with it."""
+    try:
+        module = point.module
+        source = find_source(module)
+        card = None if source is None else read_card(source.read_bytes())
+    except BadInput as error:
+        raise BrokenPlugIn(point.name, point.value, error.what, error.mend) from None
+    except (Exception, SystemExit) as error:  # a package above it runs, and may raise anything
+        raise BrokenPlugIn(point.name, point.value, _said(error)) from None
+    if source is None:
+        raise BrokenPlugIn(point.name, module, "there is no such module", "install its package again, or uninstall it")
+    if card is None:
+        raise BrokenPlugIn(point.name, module, "no SYSTEM = Card(...) begins a line of it", "see docs/add-a-system.md")
+    if card.kind not in KINDS:
+        raise BrokenPlugIn(point.name, module, f"no kind {card.kind!r}", f"kinds are: {', '.join(KINDS)}")
+    if card.slot not in SLOTS:
+        raise BrokenPlugIn(point.name, module, f"no slot {card.slot!r}", f"slots are: {', '.join(SLOTS)}")
+    if card.slug in known:
+        taken = known[card.slug]
+        owner = taken.module if taken.plug_in else "Headway itself"
+        raise BrokenPlugIn(point.name, module, f"{owner} has a system {card.slug!r}", "rename the slug of its card")
+    return Entry(card, module, plug_in=True)
 
 
 def entry(slug: str) -> Entry:
-    """The system of that name; raises `BadInput` with the nearest names."""
-    known = systems()
+    """The system of that name; raises `BadInput` with the nearest names, `BrokenPlugIn` for one that is left out."""
+    known, broken = _all()
     if slug in known:
         return known[slug]
+    if slug in broken:
+        raise broken[slug]
     near = get_close_matches(slug, known, n=3)
     mend = f"did you mean {' or '.join(near)}?" if near else f"systems are: {', '.join(sorted(known))}"
     raise BadInput(f"no system {slug!r}", mend)

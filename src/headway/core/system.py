@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from headway.core.cache import StepCache
     from headway.core.model import Model, Site
     from headway.core.target import Target
-
-Kind = Literal["model", "transform", "policy", "planner", "instrument"]
 
 
 class Settings(BaseModel):

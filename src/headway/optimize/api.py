@@ -19,7 +19,7 @@ from headway.core.ledger import Ledger
 from headway.core.model import Model
 from headway.core.progress import Progress
 from headway.core.recipe import Recipe
-from headway.core.registry import Entry, entry, systems
+from headway.core.registry import BrokenPlugIn, Entry, entry, systems
 from headway.core.system import Context, PlanContext
 from headway.core.target import Target
 from headway.core.workload import Workload
@@ -427,7 +427,13 @@ def prove(
     done = []
     for found in chosen:
         context = proofs.ProofContext(target, load, model, quick, count, seed, progress)
-        evidence, baseline = proofs.run(found, context)
+        try:
+            evidence, baseline = proofs.run(found, context)
+        except BrokenPlugIn as error:
+            if slugs:
+                raise
+            progress.note(f"left out: {error}")
+            continue
         evidence.command = command
         if quick:
             evidence.notes.append("a quick proof: fewer rounds and less text, wider intervals")

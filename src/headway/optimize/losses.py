@@ -24,7 +24,7 @@ from headway.core.errors import BadInput
 from headway.core.model import Model, Site
 from headway.core.pages import trim
 from headway.core.recipe import Recipe, Step
-from headway.core.registry import systems
+from headway.core.registry import BrokenPlugIn, systems
 from headway.core.slots import SLOTS
 from headway.core.system import Context, Policy
 from headway.core.weight import F32, Weight
@@ -67,7 +67,11 @@ def make_space(subject: Subject, context: Context, request: Request, until: floa
             continue
         if any(compatibility.clash(systems()[step.system].card, entry.card) for step in request.recipe.steps):
             continue
-        system = entry.load()
+        try:
+            system = entry.load()
+        except BrokenPlugIn as error:
+            context.progress.note(f"left out: {error}")
+            continue
         if not system.applies(subject.model, context.target):
             continue
         options = [dict(option) for option in system.options(subject.model, context.target)]

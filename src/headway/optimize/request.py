@@ -13,7 +13,7 @@ from headway.core.files import check_writable
 from headway.core.model import Model
 from headway.core.progress import Progress
 from headway.core.recipe import Recipe
-from headway.core.registry import entry, systems
+from headway.core.registry import entry, system, systems
 from headway.core.slots import slot
 from headway.core.target import Target
 from headway.optimize.applying import prepared
@@ -70,7 +70,9 @@ def refuse(
 
     `BadInput` for the request itself, `Lacking` for what this machine cannot measure.
     """
-    for slug in (*only, *without):
+    for slug in only:
+        system(slug)
+    for slug in without:
         entry(slug)
     both = set(only) & set(without)
     if both:
