@@ -30,6 +30,7 @@ def test_no_typeface_has_two_roles() -> None:
 
 def test_letters_show_ink_in_the_middle_and_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lab, "NOISE", 0.0)
+    monkeypatch.setattr(lab, "SHIFT", 0.0)
     plain = lab.letters.__wrapped__("test", 20, "ox")
     mean = [plain.images[plain.labels == label].mean(0)[0] for label in (0, 1)]
     assert all(float(image[4:16, 4:16].sum()) > 0.9 * float(image.sum()) > 5.0 for image in mean)

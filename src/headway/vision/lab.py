@@ -66,11 +66,13 @@ EACH: dict[Role, int] = {"train": 15, "test": 25}
 """Pictures of each letter in each typeface: 7,020 and 2,600 of 26 letters."""
 TURN, SHEAR, NOISE = 15.0, 0.2, 0.2
 """Largest rotation in degrees, largest shear, deviation of the noise on pixels in [0, 1]."""
+SHIFT = 0.1
+"""Largest shift in each direction, as a share of the side: centred letters are too easy to tell small nets apart."""
 
 
 @lru_cache(maxsize=8)
 def letters(role: Role, size: int, alphabet: str = ascii_lowercase, seed: int = 0) -> Pictures:
-    """Rendered letters, (n, 1, size, size), each turned, sheared and with noise; always the same.
+    """Rendered letters, (n, 1, size, size), each turned, sheared, shifted and with noise; always the same.
 
     `HEADWAY_FONTS` names a folder of DejaVu's files where they are in none of the usual ones. Raises `Lacking` where
     they, or Pillow, are not there.
@@ -98,12 +100,13 @@ def _plate(letter: str, font: Any, size: int) -> Any:
 
 
 def _turned(plate: Any, size: int, random: np.random.Generator) -> Any:
-    """A rotated and sheared view of a plate, halved: (size, size) in [0, 1]."""
+    """A rotated, sheared and shifted view of a plate, halved: (size, size) in [0, 1]."""
     image, _ = _pillow()
     angle, shear = np.deg2rad(random.uniform(-TURN, TURN)), random.uniform(-SHEAR, SHEAR)
     cosine, sine = np.cos(angle), np.sin(angle)
     a, b, c, d = cosine, shear * cosine - sine, sine, shear * sine + cosine
-    matrix = (a, b, size - (a + b) * size, c, d, size - (c + d) * size)
+    right, down = random.uniform(-SHIFT, SHIFT, 2) * 2 * size
+    matrix = (a, b, size - (a + b) * size + right, c, d, size - (c + d) * size + down)
     view = plate.transform(plate.size, image.Transform.AFFINE, matrix, image.Resampling.BILINEAR)
     return np.asarray(view.reduce(2), np.float64) / 255.0
 
