@@ -23,7 +23,7 @@ from headway.vision.search import family
 from headway.vision.search.layerwise import d400
 from headway.vision.search.proxylessnas import ProxylessSettings, searched
 
-STEPS = {"steps": 12, "batch": 8, "warmup": 0.25, "arch_every": 2, "final_steps": 3, "final_batch": 8}
+STEPS = {"steps": 12, "batch": 8, "warmup": 0.25, "arch_every": 2, "arch_batch": 8, "final_steps": 3, "final_batch": 8}
 
 
 def settings(**more: object) -> ProxylessSettings:

@@ -62,6 +62,10 @@ class ProxylessSettings(NetSettings):
     weight_decay: float = Field(1e-4, ge=0, description="of the weights; paper: 4e-5")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="of the weights' loss; paper: 0.1")
     arch_every: int = Field(4, ge=1, description="steps of the weights to one of alpha; paper: 5")
+    arch_batch: int = Field(144, ge=2, description="validation images in a step of alpha; paper: as the weights' batch")
+    skip_rests: bool = Field(
+        False, description="no step of a layer's alpha where its skip was sampled, as in the released code: it absorbs"
+    )
     arch_lr: float = Field(0.05, gt=0, description="of Adam on alpha, whose beta1 is 0; paper: 1e-3")
     reg: Literal["mul_log", "add_linear"] = Field("add_linear", description="how latency enters the loss; paper: both")
     alpha: float = Field(0.2, gt=0, description="factor of the loss under mul_log")
@@ -151,8 +155,10 @@ def searched(about: Subject, settings: ProxylessSettings, target: float) -> Arch
 def _search(about: Subject, settings: ProxylessSettings, target: float, checkpoint: Path) -> ArchNet:
     macro, images, context = about.macro, about.images, about.context
     assert isinstance(macro, Layerwise)
-    if settings.batch > len(images.valid):
-        raise BadInput(f"{len(images.valid)} validation images for batches of {settings.batch}", "lower batch")
+    if settings.arch_batch > len(images.valid):
+        raise BadInput(
+            f"{len(images.valid)} validation images for batches of {settings.arch_batch}", "lower arch_batch"
+        )
     net = seeded(lambda: ArchNet(macro), context.seed)
     assert isinstance(net, ArchNet)
     costs, fixed = layer_costs(macro, about.table)
@@ -166,7 +172,7 @@ def _search(about: Subject, settings: ProxylessSettings, target: float, checkpoi
     schedule = torch.optim.lr_scheduler.OneCycleLR(weights, settings.lr, total_steps=settings.steps, pct_start=0.2)
     baseline = Reinforce()
     begin = int(settings.warmup * settings.steps)
-    skips = [layer.ops.index(SKIP) if SKIP in layer.ops else None for layer in macro.layers]
+    skips = [layer.ops.index(SKIP) if settings.skip_rests and SKIP in layer.ops else None for layer in macro.layers]
 
     def step(index: int) -> Tensor:
         if index >= begin and (index - begin) % settings.arch_every == 0:
@@ -208,7 +214,7 @@ def gate_step(
     alphas = list(net.alphas)
     before = [alpha.detach().clone() for alpha in alphas]
     gates = GateStep(alphas, settings.mode, skips)
-    x, y = about.images.valid.batch(settings.batch)
+    x, y = about.images.valid.batch(settings.arch_batch)
     ce = F.cross_entropy(net(channels_last(x), gates.mix), y)
     loss = regularised(
         ce,
@@ -241,7 +247,7 @@ def reinforce_step(
 ) -> None:
     """One step of alpha by the reward accuracy (target / latency)^tradeoff of ten sampled networks."""
     logs = [torch.log_softmax(alpha, 0) for alpha in net.alphas]
-    x, y = about.images.valid.batch(settings.batch)
+    x, y = about.images.valid.batch(settings.arch_batch)
     rewards, surprises = [], []
     for _ in range(SAMPLED):
         path = [int(torch.multinomial(log.detach().exp(), 1)) for log in logs]
