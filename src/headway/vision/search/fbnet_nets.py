@@ -42,6 +42,11 @@ def fbnet22(last: int = 1984, *, bias: bool = True, expand_e1: bool = False) -> 
 
 SPACES: dict[str, Callable[[], Macro]] = {"fbnet22": fbnet22, "d400": d400}
 
+ABOUT = {
+    "fbnet22": "22 layers of nine candidates, for images of 224 pixels (give --data)",
+    "d400": "4 layers, 400 networks, for scikit-learn's digits",
+}
+
 
 def published(variant: str, *, bias: bool = True, expand_e1: bool = False) -> NetSpec:
     """A released net; the paper's and timm's have no biases, and `expand_e1`."""

@@ -20,7 +20,7 @@ from headway.core.progress import Progress
 from headway.vision.search.images import Images
 from headway.vision.search.network import Macro
 from headway.vision.search.space import Genotype, SearchSpace
-from headway.vision.search.train import TrainRecipe, trained
+from headway.vision.search.train import Trained, TrainRecipe, trained
 
 Row = npt.NDArray[np.float64]
 LEAST_SPREAD = 3.0
@@ -99,13 +99,18 @@ class Oracle:
         points = np.array([self.accuracy[text] for text in texts])
         values = np.array([score(text, p) for text, p in self.accuracy.items()])
         standing = np.array([(values >= value).mean() for value in values])
-        paid = values - points  # scores are accuracy less a cost
         found = []
-        for _ in range(2000):
+        for _ in range(1000):
             drawn = rng.choice(len(texts), min(trainings, len(texts)), replace=False)
-            seen = points[drawn] + paid[drawn] + self.seed_sd * rng.standard_normal(len(drawn))
+            noisy = points[drawn] + self.seed_sd * rng.standard_normal(len(drawn))
+            seen = [score(texts[i], float(value)) for i, value in zip(drawn, noisy, strict=True)]
             found.append(standing[drawn[np.argmax(seen)]])
         return float(np.mean(found))
+
+
+def test_points(done: Trained) -> float:
+    """Accuracy on the test images, in points."""
+    return 100 * done.test
 
 
 def brute_force(
@@ -116,9 +121,12 @@ def brute_force(
     count: int = 0,
     seeds: int = 2,
     recipe: TrainRecipe | None = None,
+    value: Callable[[Trained], float] = test_points,
     progress: Progress | None = None,
 ) -> Oracle:
-    """Train `count` networks (0: all) of the space, in a fixed random order; test accuracies. Kept by content."""
+    """Train `count` networks (0: all) of the space, in a fixed random order, and take a value of each, the larger the
+    better. Trainings are kept by content.
+    """
     every = list(macro.space.enumerate())
     order = random.Random(0).sample(every, len(every))[: count or len(every)]
     measured: dict[str, list[float]] = {}
@@ -126,6 +134,6 @@ def brute_force(
         for genotype in order:
             for seed in range(seeds):
                 done = trained(macro.net(genotype), images, recipe or TrainRecipe(), seed, cache)
-                measured.setdefault(macro.space.text(genotype), []).append(100 * done.test)
+                measured.setdefault(macro.space.text(genotype), []).append(value(done))
                 task.advance()
     return Oracle(macro.space, measured)
