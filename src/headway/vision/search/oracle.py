@@ -20,7 +20,7 @@ from headway.core.progress import Progress
 from headway.vision.search.images import Images
 from headway.vision.search.network import Macro
 from headway.vision.search.space import Genotype, SearchSpace
-from headway.vision.search.train import Trained, TrainRecipe, trained
+from headway.vision.search.train import TrainRecipe, trained
 
 Row = npt.NDArray[np.float64]
 LEAST_SPREAD = 3.0
@@ -108,11 +108,6 @@ class Oracle:
         return float(np.mean(found))
 
 
-def test_points(done: Trained) -> float:
-    """Accuracy on the test images, in points."""
-    return 100 * done.test
-
-
 def brute_force(
     macro: Macro,
     images: Images,
@@ -121,12 +116,9 @@ def brute_force(
     count: int = 0,
     seeds: int = 2,
     recipe: TrainRecipe | None = None,
-    value: Callable[[Trained], float] = test_points,
     progress: Progress | None = None,
 ) -> Oracle:
-    """Train `count` networks (0: all) of the space, in a fixed random order, and take a value of each, the larger the
-    better. Trainings are kept by content.
-    """
+    """Train `count` networks (0: all) of the space, in a fixed random order; test accuracies. Kept by content."""
     every = list(macro.space.enumerate())
     order = random.Random(0).sample(every, len(every))[: count or len(every)]
     measured: dict[str, list[float]] = {}
@@ -134,6 +126,6 @@ def brute_force(
         for genotype in order:
             for seed in range(seeds):
                 done = trained(macro.net(genotype), images, recipe or TrainRecipe(), seed, cache)
-                measured.setdefault(macro.space.text(genotype), []).append(value(done))
+                measured.setdefault(macro.space.text(genotype), []).append(100 * done.test)
                 task.advance()
     return Oracle(macro.space, measured)

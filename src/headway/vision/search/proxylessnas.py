@@ -61,12 +61,12 @@ class ProxylessSettings(NetSettings):
     lr: float = Field(0.15, gt=0, description="peak of the weights' learning rate; paper: 0.05, then 0.025")
     weight_decay: float = Field(1e-4, ge=0, description="of the weights; paper: 4e-5")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="of the weights' loss; paper: 0.1")
-    arch_every: int = Field(4, ge=1, description="steps of the weights to one of alpha; paper: 5")
+    arch_every: int = Field(2, ge=1, description="steps of the weights to one of alpha; paper: 5")
     arch_batch: int = Field(144, ge=2, description="validation images in a step of alpha; paper: as the weights' batch")
     skip_rests: bool = Field(
         False, description="no step of a layer's alpha where its skip was sampled, as in the released code: it absorbs"
     )
-    arch_lr: float = Field(0.05, gt=0, description="of Adam on alpha, whose beta1 is 0; paper: 1e-3")
+    arch_lr: float = Field(0.02, gt=0, description="of Adam on alpha, whose beta1 is 0; paper: 1e-3")
     reg: Literal["mul_log", "add_linear"] = Field("add_linear", description="how latency enters the loss; paper: both")
     alpha: float = Field(0.2, gt=0, description="factor of the loss under mul_log")
     beta: float = Field(0.3, ge=0, description="exponent of log latency under mul_log")

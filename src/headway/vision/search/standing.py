@@ -18,9 +18,9 @@ from headway.core.system import SearchContext
 from headway.vision.search.cost_table import CostTable
 from headway.vision.search.images import Images, digits
 from headway.vision.search.layerwise import Layerwise, d400
-from headway.vision.search.oracle import LEAST_SPREAD, Oracle, brute_force, test_points
+from headway.vision.search.oracle import LEAST_SPREAD, Oracle, brute_force
 from headway.vision.search.space import Genotype
-from headway.vision.search.train import Trained, TrainRecipe, channels_last, seeded
+from headway.vision.search.train import TrainRecipe, channels_last, seeded
 
 TRAINED = {True: 40, False: 400}
 """Networks that the oracle trains, by whether the proof is a quick one; the others are fitted."""
@@ -29,19 +29,13 @@ LATENCY_POINTS = 10.0
 R2, ERROR = 0.95, 0.08
 
 
-def points_less_latency(points: float, latency: float) -> float:
-    """J of card `proxylessnas`: points of accuracy less 10 times latency over the largest network's."""
-    return points - LATENCY_POINTS * latency
-
-
 @dataclass
 class Court:
-    """The oracle with the table that its latencies come from, and the score J: (value, latency / largest) -> J."""
+    """The oracle with the table that its latencies come from, and the score J."""
 
     oracle: Oracle
     table: CostTable
     macro: Layerwise
-    judge: Callable[[float, float], float] = points_less_latency
 
     @cached_property
     def latencies(self) -> dict[str, float]:
@@ -50,7 +44,8 @@ class Court:
         return {text: self.table.net(self.macro.net(g)) / largest for text, g in self.oracle.genotypes.items()}
 
     def score(self, text: str, value: float) -> float:
-        return self.judge(value, self.latencies[text])
+        """Points of accuracy less 10 times latency over the largest network's."""
+        return value - LATENCY_POINTS * self.latencies[text]
 
     def standing(self, genotype: Genotype) -> float:
         return self.oracle.standing(genotype, self.score)
@@ -70,22 +65,20 @@ def court(
     context: ProofContext,
     table: CostTable,
     trained: int = 0,
-    value: Callable[[Trained], float] = test_points,
-    judge: Callable[[float, float], float] = points_less_latency,
 ) -> Court | None:
     """The oracle of D400, judged itself first; None where it may not judge."""
     macro = d400()
     count = trained or TRAINED[context.quick]
-    oracle = brute_force(macro, digits(), StepCache(), count=count, value=value, progress=context.progress)
+    oracle = brute_force(macro, digits(), StepCache(), count=count, progress=context.progress)
     evidence.bar(
         "oracle: (best - median) over the deviation of a mean of two trainings", "none",
         f">= {LEAST_SPREAD:.0f}, or it refuses to judge",
-        f"{oracle.spread:.1f} (one training {oracle.seed_sd:.3g}; {count} of 400 networks trained twice)",
+        f"{oracle.spread:.1f} (one training {oracle.seed_sd:.2f} points; {count} of 400 networks trained twice)",
         oracle.judges,
     )  # fmt: skip
     if count < 400:
-        evidence.notes.append(f"{count} of 400 networks were trained; the others' values are an additive fit")
-    return Court(oracle, table, macro, judge) if oracle.judges else None
+        evidence.notes.append(f"{count} of 400 networks were trained; the others' accuracies are an additive fit")
+    return Court(oracle, table, macro) if oracle.judges else None
 
 
 def judge_table(evidence: Evidence, table: CostTable) -> None:

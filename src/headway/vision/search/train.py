@@ -130,12 +130,3 @@ def accuracy(module: nn.Module, split: Split, batch: int = 500) -> float:
     for images, labels in zip(split.images.split(batch), split.labels.split(batch), strict=True):
         right += int((module(channels_last(images)).argmax(1) == labels).sum())
     return right / len(split)
-
-
-@torch.no_grad()
-def cross_entropy(module: nn.Module, split: Split, batch: int = 500) -> float:
-    """Mean cross-entropy on a split, in nats."""
-    total = 0.0
-    for images, labels in zip(split.images.split(batch), split.labels.split(batch), strict=True):
-        total += float(F.cross_entropy(module(channels_last(images)), labels, reduction="sum"))
-    return total / len(split)
