@@ -15,6 +15,7 @@ from headway.core.errors import BadInput
 from headway.core.evidence import Evidence
 from headway.core.ledger import Ledger
 from headway.core.registry import systems
+from headway.core.target import Target
 from headway.hardware import probe
 from headway.hardware.machine import read_machine
 from headway.optimize import api
@@ -197,7 +198,10 @@ def test_probe_answers_in_json_and_for_people(
 ) -> None:
     monkeypatch.setenv("HEADWAY_HOME", str(tmp_path))
     assert main(["probe", "--quick", "--json", "-o", str(tmp_path / "target.json")]) == 0
-    document = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr().out
+    (tmp_path / "printed.json").write_text(printed)
+    assert Target.load(tmp_path / "printed.json") == Target.load(tmp_path / "target.json")
+    document = json.loads(printed)
     assert {"memory", "compute", "dispatch_s", "ram_bytes", "isa", "gpu", "target", "schema"} <= set(document)
     assert json.loads((tmp_path / "target.json").read_text())["fingerprint"] == document["fingerprint"]
     assert main(["probe", "--quick"]) == 0

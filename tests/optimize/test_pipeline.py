@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from headway.core.errors import BadInput
 from headway.core.module_workload import workload_from
 from headway.core.workload import Texts, Workload
 from headway.optimize import pipeline, search
+from headway.optimize.api import machine
 from headway.optimize.result import Result
 
 WORDS = "the cat sat on a mat and saw the dog run to its house near a tree by the road "
@@ -165,6 +167,11 @@ def test_the_command_line_answers_in_json(tiny: Path, tmp_path: Path, capsys: py
     assert {"recipe", "measured", "predicted"} <= set(document["winner"])
     assert main([*words, "--text", str(text), "--dry-run"]) == 0
     assert json.loads(capsys.readouterr().out)["memory_by_owner"]["weights"] > 0
+    small = tmp_path / "target.json"
+    small.write_text(replace(machine(), ram_bytes=1).dumps())
+    assert main([*words, "--text", str(text), "--dry-run", "--target", str(small)]) == 3
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "does not fit: it needs " in said and said.count("; ") == 1
 
 
 def test_an_output_that_is_no_artifact_is_never_replaced(tiny: Path, tmp_path: Path) -> None:

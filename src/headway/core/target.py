@@ -14,6 +14,9 @@ from headway.core.errors import BadInput
 
 SCHEMA = 1
 """Version of the JSON form. A file with a higher one is refused."""
+MOST_DISPATCH_S = 1.0
+_OF_THE_VERB = ("headway", "target", "seed")
+"""Keys that `headway probe --json` prints besides, as every verb does."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,13 @@ class Target:
             raise BadInput(f"target {self.name!r} has no memory level", "run: headway probe")
         if self.cores < 1:
             raise BadInput(f"target {self.name!r} has {self.cores} cores", "run: headway probe")
+        names = [level.level for level in self.memory]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise BadInput(f"target {self.name!r} has the memory level {twice[0]!r} twice", "leave one of them out")
+        if self.dispatch_s > MOST_DISPATCH_S:
+            what = f"target {self.name!r}: dispatch_s={self.dispatch_s:g}: no operator takes over {MOST_DISPATCH_S:g} s"
+            raise BadInput(what, "give seconds, or run: headway probe")
 
     @property
     def dram(self) -> MemoryLevel:
@@ -161,7 +171,10 @@ class Target:
 
     @classmethod
     def from_json(cls, document: Any) -> Target:
-        """The inverse of `to_json`; raises `BadInput` naming the key that is missing or wrong."""
+        """The inverse of `to_json`, also of the document of `probe --json`.
+
+        Raises `BadInput` naming the key that is missing or wrong.
+        """
         if not isinstance(document, Mapping):
             raise BadInput(f"a target is a JSON object, not {type(document).__name__}", "make one: headway probe -o F")
         schema = document.get("schema")
@@ -172,7 +185,8 @@ class Target:
                 f"target: schema {schema} is newer than this headway reads ({SCHEMA})",
                 "update headway, or probe again",
             )
-        value: Target = _decode(cls, {k: v for k, v in document.items() if k != "schema"}, "target")
+        besides = ("schema", *(_OF_THE_VERB if "headway" in document else ()))
+        value: Target = _decode(cls, {k: v for k, v in document.items() if k not in besides}, "target")
         return value
 
     def dumps(self) -> str:
@@ -180,7 +194,7 @@ class Target:
 
     @classmethod
     def load(cls, path: str | Path) -> Target:
-        """Read a file that `headway probe -o` wrote; raises `BadInput`."""
+        """Read what `headway probe -o` wrote or `headway probe --json` printed; raises `BadInput`."""
         if Path(path).exists() and not Path(path).is_file():
             raise BadInput(f"{path} is no plain file", "make one: headway probe -o FILE")
         try:

@@ -72,9 +72,10 @@ def dry_run(model: Model, budget: Budget, target: Target, workload: Workload, re
     parts = subject.predict(target, stored, threads, plugged)
     predicted = {metric: sum(values.values()) for metric, values in parts.items()}
     needed = predicted.get("memory_bytes", 0.0)
-    if needed > target.available_bytes:
+    free = min(target.available_bytes, target.ram_bytes)
+    if needed > free:
         raise Lacking(
-            f"{model.name} needs {show(needed, 'B')} and {target.name} has {show(target.available_bytes, 'B')} free",
+            f"{model.name} does not fit: it needs {show(needed, 'B')} and {target.name} has {show(free, 'B')} free",
             "free memory, shorten the context or use a smaller recipe",
         )
     return Plan(model, recipe, budget, target, predicted, parts.get("memory_bytes", {}))
