@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from report_example import example, proof
 
+from headway.optimize.report.hero import hero
 from headway.optimize.report.metrics import METRICS, metric, percent, significant
 from headway.optimize.report.run import Limit, Ratio
 from headway.optimize.report.words import change, headline, ratio_words, standing, verdict
@@ -17,8 +18,18 @@ def test_a_met_budget_says_what_was_gained() -> None:
     run = example()
     assert headline(run) == "Budget met"
     assert verdict(run) == (
-        "smollm2-135m at 71.2\u202fMB (7.56× smaller), 5.02\u202fms/token (3.62× faster), quality 0.9816."
+        "smollm2-135m at 71.2\u202fMB (7.56× smaller), 5.02\u202fms/token (3.62× faster in pairs), quality 0.9816."
     )
+
+
+def test_without_a_budget_quality_stands_beside_speed_and_size_and_nothing_is_green() -> None:
+    run = replace(example(), limits=(), objective="tpot_s")
+    assert headline(run) == "Done"
+    assert verdict(run) == (
+        "smollm2-135m at 5.02\u202fms/token (3.62× faster in pairs), 71.2\u202fMB (7.56× smaller), quality 0.9816."
+    )
+    assert 'class="card hero yes"' in str(hero(example()))
+    assert 'class="card hero "' in str(hero(run))
 
 
 def test_a_missed_budget_says_by_how_much_the_nearest_misses() -> None:

@@ -12,8 +12,9 @@ from headway.optimize.report.words import gain, headline, standing, verdict
 
 def hero(run: Run, heading: str = "h1") -> Markup:
     """The verdict first: met or not, by how much."""
-    kind = {True: "yes", False: "no", None: ""}[run.met]
-    mark = {True: icons.CHECK, False: icons.CROSS, None: icons.DOT}[run.met]
+    met = run.met if run.limits or run.bars or run.loads else None  # nothing was asked that could be met
+    kind = {True: "yes", False: "no", None: ""}[met]
+    mark = {True: icons.CHECK, False: icons.CROSS, None: icons.DOT}[met]
     winner = run.find("winner")
     return tag(
         "section",

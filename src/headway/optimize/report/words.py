@@ -112,7 +112,11 @@ def gain(run: Run, key: str, before: float | None, after: float | None) -> str:
         return ""
     timed = TIMES_OF.get(key, key)
     paired = next((ratio for ratio in run.ratios if ratio.metric == timed and ratio.candidate in CHOSEN), None)
-    return change(key, before, after) if paired is None else ratio_words(paired)
+    if paired is None:
+        return change(key, before, after)
+    words = ratio_words(paired)
+    # The quotient of the two times beside it is another: they are medians of each alone.
+    return f"{words} in pairs" if words.endswith(paired.verdict) else words
 
 
 def ratio_words(ratio: Ratio) -> str:
@@ -132,7 +136,7 @@ def _name(limit: Limit) -> str:
 
 def _gains(run: Run, winner: Shown, baseline: Shown | None) -> str:
     said = []
-    order = [run.objective, *(limit.metric for limit in run.limits), "size_bytes"]
+    order = [run.objective, *(limit.metric for limit in run.limits), "size_bytes", "quality"]
     for key in dict.fromkeys(key for key in order if key):
         after = winner.measured.get(key)
         if after is None:
