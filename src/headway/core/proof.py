@@ -7,7 +7,7 @@ A proof module (`x_proof.py`) has `BASELINE`, one sentence on what the system is
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from headway.core.errors import BadInput
@@ -41,12 +41,23 @@ class ProofContext:
 
 
 def run(entry: Entry, context: ProofContext) -> tuple[Evidence, str]:
-    """The evidence of a system's proof and its baseline's name; raises `BadInput` if it ships none."""
+    """The evidence of a system's proof and its baseline's name; raises `BadInput` if it ships none.
+
+    Where the proof names no model, the evidence is about the first one that it loaded.
+    """
     name = entry.proof_module
     if name is None:
         raise BadInput(f"{entry.card.slug} ships no proof", "prove another system, or add <module>_proof.py")
     module: Any = entry.imported(name)
-    evidence: Evidence = module.prove(context)
+    models: list[Model] = []
+
+    def load(source: str) -> Model:
+        models.append(context.load(source))
+        return models[-1]
+
+    evidence: Evidence = module.prove(replace(context, load=load))
+    if models and not evidence.model:
+        evidence.about(models[0])
     if not evidence.bars:
         raise TypeError(f"{name}: a proof must judge at least one bar")
     return evidence, str(module.BASELINE)
