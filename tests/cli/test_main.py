@@ -37,6 +37,7 @@ from headway.optimize.request import check_output
         (["apply", "lut-gem", "smollm2-135m", "-o", "out"], "did you mean lut-gemm"),
         (["generate", "smollm2-135m", "-p", "a", "--max-tokens", "0"], "max-tokens"),
         (["prove"], "name systems"),
+        (["prove", "lut-gemm", "--all"], "--all proves every system, and 'lut-gemm' names one"),
         (["report"], "no evidence named"),
         (["generate", "smollm2-135m", "--device", "tpu", "-p", "a"], "cpu"),
     ],

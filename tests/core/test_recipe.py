@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import headway
 from headway.core.errors import BadInput
 from headway.core.recipe import Recipe, Step
 
@@ -116,3 +118,11 @@ def test_what_is_named_like_a_recipe_file_and_is_none_is_refused_at_once(kind: s
 def test_a_line_longer_than_any_file_name_is_read_in_place() -> None:
     line = " + ".join(f'int8(only="layers.{number}.mlp.*")' for number in range(40))
     assert str(Recipe.read(line)) == line
+
+
+@pytest.mark.parametrize("source", [None, 3, ["int8"]])
+def test_what_is_no_text_is_no_recipe(source: Any) -> None:
+    with pytest.raises(BadInput, match=f"a recipe is text, not {type(source).__name__}"):
+        Recipe.read(source)
+    with pytest.raises(BadInput, match="a recipe is text"):
+        headway.apply(source, "smollm2-135m")

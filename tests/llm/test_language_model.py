@@ -139,6 +139,8 @@ def test_the_context_bounds_prompt_and_answer_with_both_numbers(model: LanguageM
         model.generate("")
     with pytest.raises(BadInput, match="the prompt has at least"):
         model.generate("x" * 4_000_000)
+    with pytest.raises(BadInput, match="a prompt is text or a list of tokens, not int"):
+        model.generate(3)  # type: ignore[arg-type]
 
 
 def test_chat_goes_through_the_template(model: LanguageModel) -> None:

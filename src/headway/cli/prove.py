@@ -20,7 +20,9 @@ def command(
     """Run proofs against their baselines, interleaved; exit 1 when a bar is missed."""
     from headway.optimize.api import prove
 
-    if bool(names) == every:
+    if names and every:
+        raise BadInput(f"prove: --all proves every system, and {names[0]!r} names one", "leave one of the two out")
+    if not names and not every:
         raise BadInput("name systems, or --all", "e.g. headway prove lut-gemm")
     proofs = prove(
         *(names or ()),

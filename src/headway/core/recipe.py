@@ -94,8 +94,12 @@ class Recipe:
         return cls(tuple(Step(name, settings) for name, settings in read_line(text)))
 
     @classmethod
-    def read(cls, source: str | Path) -> Recipe:
-        """A recipe from a path that ends in .toml, an artifact folder, or from text in place."""
+    def read(cls, source: str | Path | Recipe) -> Recipe:
+        """A recipe from a path that ends in .toml, an artifact folder, or from text in place; or one as it is."""
+        if isinstance(source, Recipe):
+            return source
+        if not isinstance(source, str | Path):
+            raise BadInput(f"a recipe is text, not {type(source).__name__}", 'write e.g. "lut-gemm(bits=4)"')
         path, text = Path(source), str(source)
         held = path / "recipe.toml"
         if text.endswith(".toml") or (text and _is_there(held)):

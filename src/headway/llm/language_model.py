@@ -250,6 +250,10 @@ class LanguageModel(Model):
 
     def _prompt(self, prompt: str | Sequence[int], start: bool) -> Sequence[int]:
         if not isinstance(prompt, str):
+            if not hasattr(prompt, "__len__"):
+                raise BadInput(
+                    f"a prompt is text or a list of tokens, not {type(prompt).__name__}", 'give e.g. "Hello"'
+                )
             generation.check_room(self, len(prompt), None)
             return [int(token) for token in self._tokens(prompt)]
         least = self.tokenizer.least_tokens(prompt)

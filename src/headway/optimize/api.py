@@ -86,7 +86,7 @@ def optimize(
     own = quality or (workload.quality if workload is not None and ":" in workload.quality else "")
     parsed = Budget.parse(budget, own_quality=bool(own)) if isinstance(budget, str) else budget
     objective = Objective.parse(minimize) if isinstance(minimize, str) else minimize
-    fixed = Recipe.read(recipe) if isinstance(recipe, str) else recipe
+    fixed = Recipe.read(recipe)
     folder = None if output is None else Path(output)
     refuse(fixed, budget=parsed, objective=objective, only=only, without=without, output=folder)
     check_sources(text=text, data=data, quality=quality)
@@ -145,7 +145,7 @@ def plan(
     What only a search heeds is checked as `optimize` would.
     """
     parsed = Budget.parse(budget, own_quality=bool(quality))
-    fixed = Recipe.read(recipe) if isinstance(recipe, str) else recipe
+    fixed = Recipe.read(recipe)
     refuse(fixed, budget=parsed, objective=Objective.parse(minimize), only=only, without=without)
     check_sources(text=text, data=data, quality=quality)
     from headway.optimize.dry_run import dry_run
@@ -260,7 +260,7 @@ def read_steps(recipe: str | Recipe) -> Recipe:
     """A recipe that somebody asked to apply, every setting checked; raises `BadInput` for a blank one."""
     if isinstance(recipe, str) and not recipe.strip():
         raise BadInput("the recipe is empty", 'name systems, e.g. "lut-gemm(bits=4)", or write "(unmodified)"')
-    parsed = Recipe.read(recipe) if isinstance(recipe, str) else recipe
+    parsed = Recipe.read(recipe)
     refuse(parsed)
     return parsed
 
