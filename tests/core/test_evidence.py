@@ -6,7 +6,10 @@ import dataclasses
 import json
 import math
 import multiprocessing
+import os
 import sqlite3
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -149,6 +152,46 @@ def test_the_ledger_keeps_and_finds(tmp_path: Path) -> None:
     assert found.to_json() == second.to_json()
     assert ledger.latest("lut-gemm", target="elsewhere") is None
     ledger.check()
+
+
+@pytest.fixture
+def of_another_user() -> Iterator[Path]:
+    """A home with one piece of evidence that this process may read and not write, whoever runs it."""
+    with tempfile.TemporaryDirectory() as name:
+        state = Path(name, "state")
+        Ledger(state / "ledger.sqlite3").append(Evidence("prove", "lut-gemm", {"name": "m"}, 3, 1))
+        for place, mode in ((state / "ledger.sqlite3", 0o444), (state, 0o555), (Path(name), 0o755)):
+            place.chmod(mode)
+        user = os.geteuid()
+        if user == 0:  # who may write everything
+            os.seteuid(65534)
+        try:
+            yield Path(name)
+        finally:
+            os.seteuid(user)
+            state.chmod(0o755)
+
+
+def test_a_ledger_of_another_user_is_read_and_refused_for_writing_at_once(
+    of_another_user: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEADWAY_HOME", str(of_another_user))
+    held = Ledger.open_to_read()
+    assert [found.seed for found in held.all()] == [3]
+    assert held.latest("lut-gemm") is not None
+    with pytest.raises(BadInput, match="set HEADWAY_HOME to one"):
+        held.append(Evidence("prove", "lut-gemm", {"name": "m"}, 4, 1))
+    with pytest.raises(BadInput, match="set HEADWAY_HOME to one"):
+        Ledger.open()
+
+
+def test_a_file_that_may_not_be_written_is_noticed_in_a_folder_that_may(of_another_user: Path) -> None:
+    user = os.geteuid()
+    os.seteuid(os.getuid())
+    (of_another_user / "state").chmod(0o777)
+    os.seteuid(user)
+    with pytest.raises(BadInput, match="set HEADWAY_HOME to one"):
+        Ledger(of_another_user / "state" / "ledger.sqlite3")
 
 
 def test_the_ledger_is_written_ahead(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def command(
         raise BadInput("no evidence named", "give evidence.json files or artifact folders, or --ledger")
     found = [Evidence.load(path / "evidence.json" if path.is_dir() else path) for path in files or ()]
     if ledger:
-        found += Ledger.open().all()
+        found += Ledger.open_to_read().all()
     if not found:
         raise BadInput("the ledger is empty", "run: headway optimize, prove or bench first")
     write_report(output, found)

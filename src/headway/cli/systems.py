@@ -43,7 +43,7 @@ def _one(session: Session, slug: str) -> int:
         for name, field in fields.items()
     ]
     try:
-        last = Ledger.open().latest(slug)
+        last = Ledger.open_to_read().latest(slug)
     except HeadwayError as error:  # a card can be read where no ledger can
         session.progress.note(str(error))
         last = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -32,18 +33,36 @@ _MIGRATIONS = (
 
 
 class Ledger:
-    """Append and query; WAL mode, one short transaction per call."""
+    """Append and query; WAL mode, one short transaction per call.
 
-    def __init__(self, path: Path) -> None:
-        make_folder(path.parent)
-        self.path = path
+    A ledger that cannot be written is refused at once, so that nobody measures for minutes first; unless it is
+    `read_only`: then nothing is written, not even a newer version of the tables.
+    """
+
+    def __init__(self, path: Path, read_only: bool = False) -> None:
+        self.path, self.read_only = path, read_only
+        if not read_only:
+            make_folder(path.parent)
         with self._connection() as connection:
-            self._migrate(connection)
+            if read_only:
+                self._check_version(connection)
+            else:
+                self._migrate(connection)
+                connection.execute("BEGIN IMMEDIATE")  # alone it only reads where the file cannot be written
+                connection.execute(f"PRAGMA user_version = {len(_MIGRATIONS)}")
+                connection.rollback()
 
     @classmethod
     def open(cls) -> Ledger:
-        """The user's ledger."""
+        """The user's ledger, to be written."""
         return cls(state_folder() / "ledger.sqlite3")
+
+    @classmethod
+    def open_to_read(cls) -> Ledger:
+        """The user's ledger; another user's, under a shared HEADWAY_HOME, need only be readable."""
+        path = state_folder() / "ledger.sqlite3"
+        owned = all(os.access(place, os.W_OK, effective_ids=True) for place in (path.parent, path) if place.exists())
+        return cls(path, read_only=path.exists() and not owned)
 
     def append(self, evidence: Evidence) -> None:
         """Keep a piece of evidence; one that is there already (same id) is left as it is."""
@@ -107,7 +126,10 @@ class Ledger:
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
         try:
-            with closing(sqlite3.connect(self.path, timeout=BUSY_S)) as connection:
+            with closing(self._connect()) as connection:
+                if self.read_only:
+                    yield connection
+                    return
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.execute("PRAGMA synchronous = FULL")
                 yield connection
@@ -115,6 +137,20 @@ class Ledger:
             raise self._explained(error) from error
         except UnicodeDecodeError as error:  # damaged text, or an error message that quotes it
             raise BadFile(self.path, 0, "this is no ledger: text that is not UTF-8", self._mend()) from error
+
+    def _connect(self) -> sqlite3.Connection:
+        if not self.read_only:
+            return sqlite3.connect(self.path, timeout=BUSY_S)
+        # Beside a log of writes its index is read along; without one nobody is writing, and none can be made here.
+        written = self.path.with_name(f"{self.path.name}-wal").exists()
+        mode = "mode=ro" if written else "mode=ro&immutable=1"
+        return sqlite3.connect(f"{self.path.absolute().as_uri()}?{mode}", timeout=BUSY_S, uri=True)
+
+    def _check_version(self, connection: sqlite3.Connection) -> None:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version != len(_MIGRATIONS):
+            what = f"{self.path}: version {version}, not {len(_MIGRATIONS)}, and you may not write it"
+            raise BadInput(what, "let its owner run: headway report --ledger")
 
     def _explained(self, error: sqlite3.DatabaseError) -> HeadwayError:
         name = getattr(error, "sqlite_errorname", "")

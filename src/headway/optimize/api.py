@@ -423,6 +423,7 @@ def prove(
             raise BadInput(f"{found.card.slug} ships no proof", "see: headway systems")
     count = use_threads(threads)
     progress = progress or Progress()
+    ledger = Ledger.open()  # one that cannot be written is found before minutes of measuring
     target = machine(progress)
     done = []
     for found in chosen:
@@ -437,6 +438,6 @@ def prove(
         evidence.command = command
         if quick:
             evidence.notes.append("a quick proof: fewer rounds and less text, wider intervals")
-        Ledger.open().append(evidence)
+        ledger.append(evidence)
         done.append(Proof(found, baseline, evidence, target))
     return done

@@ -115,6 +115,7 @@ def search_network(
     """Search, save and keep the evidence. Everything given is checked before anything is measured."""
     context = SearchContext(target, StepCache(), make_folder(cache_folder("search")), data, seed, progress)
     found_system, values, asked = checked(slug, space, budget, settings, data, output)
+    ledger = Ledger.open()  # one that cannot be written is found before hours of search
     found = found_system.search(space, asked, values, context)
 
     def candidate(net: FoundNet) -> Candidate:
@@ -135,7 +136,7 @@ def search_network(
     }
     if output is not None:
         result.save(output)
-    Ledger.open().append(evidence)
+    ledger.append(evidence)
     return result
 
 
