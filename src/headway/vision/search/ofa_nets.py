@@ -60,6 +60,11 @@ def mini() -> Stagewise:
 
 
 SPACES: dict[str, Callable[[], Macro]] = {"mbv3": mbv3, "mbv3-w1.2": lambda: mbv3(1.2), "d400": mini}
+ABOUT = {
+    "mbv3": "MobileNetV3's shape with elastic depth, kernels, widths and resolution (give --data)",
+    "mbv3-w1.2": "the same, 1.2 times as wide",
+    "d400": "two elastic stages, 400 sub-networks, for scikit-learn's digits",
+}
 
 
 def published(variant: str) -> NetSpec:
