@@ -1,0 +1,1 @@
+"""Super-resolution: networks that upscale pictures."""
