@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import pytest
@@ -378,3 +379,29 @@ def test_a_name_after_one_left_out_finds_its_place() -> None:
     model = ModuleModel(Optional(), {"x": torch.ones(2), "shift": 1.0})
     assert model.sample[1:] == (3.0, 1.0)
     assert torch.equal(model.run(model.sample), torch.full((2,), 4.0))
+
+
+def test_a_function_that_a_module_holds_is_part_of_what_it_is() -> None:
+    class Held(nn.Module):
+        def __init__(self, function: object) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+            self.function = function
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.function(self.layer(x))  # type: ignore[operator]
+
+    torch.manual_seed(0)
+    one = Held(lambda x: x + 1.0)
+    prints = set()
+    for function in (
+        one.function,
+        lambda x: x + 2.0,
+        torch.relu,
+        partial(torch.clamp, min=0),
+        partial(torch.clamp, min=1),
+    ):
+        made = Held(function)
+        made.load_state_dict(one.state_dict())
+        prints.add(ModuleModel(made, torch.zeros(1, 3)).fingerprint())
+    assert len(prints) == 5

@@ -6,6 +6,8 @@ import copy
 import hashlib
 import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
+from types import BuiltinFunctionType, CodeType, FunctionType
 from typing import Any
 
 import torch
@@ -55,20 +57,37 @@ def is_ours(kind: type) -> bool:
 
 
 def structure_digest(module: nn.Module, digest: Any) -> None:
-    """Feed `digest` with the tree: paths, classes, plain attributes, and the source of classes that users wrote."""
+    """Feed `digest` with the tree: paths, classes, plain attributes and functions, the source of users' classes."""
     sources: set[type] = set()
     for path, child in module.named_modules():
         kind = type(child)
         digest.update(f"\n{path}|{kind.__qualname__}".encode())
         for key, value in sorted(vars(child).items()):
-            if not key.startswith("_") and key not in ("training", "kernel_calls") and _is_plain(value):
+            if key.startswith("_") or key in ("training", "kernel_calls"):
+                continue
+            if _is_plain(value):
                 digest.update(f"|{key}={value!r}".encode())
+            elif isinstance(value, (FunctionType, BuiltinFunctionType, partial, type)):
+                digest.update(f"|{key}={_code(value)}".encode())
         if kind not in sources and not is_ours(kind):
             sources.add(kind)
             try:
                 digest.update(inspect.getsource(kind).encode())
             except (OSError, TypeError):
                 digest.update(b"|no source")
+
+
+def _code(value: Any) -> str:
+    """What a function or a class that a module holds does, as far as its name and its byte code tell."""
+    if isinstance(value, partial):
+        return f"{_code(value.func)}{value.args!r}{sorted(value.keywords.items())!r}"
+    code = getattr(value, "__code__", None)
+    inside = "" if code is None else f"{code.co_code.hex()}{code.co_names}{code.co_varnames}{_constants(code)}"
+    return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', '')}{inside}"
+
+
+def _constants(code: CodeType) -> list[str]:
+    return [_constants(part).__repr__() if isinstance(part, CodeType) else repr(part) for part in code.co_consts]
 
 
 def _is_plain(value: Any) -> bool:
