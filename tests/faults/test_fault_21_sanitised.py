@@ -19,7 +19,7 @@ NATIVE = (
     "tests/llm/weights",
     "tests/serving/test_engine.py",
     "tests/retrieval/test_native_encoder.py",
-    "tests/vision/test_native_conv.py",
+    "tests/vision/runtime/test_native_net.py",
 )
 """Tests that run native code the most."""
 

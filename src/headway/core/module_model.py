@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from headway.core.errors import BadInput
 from headway.core.model import Model, Site, Task
-from headway.core.module_origin import Origin
+from headway.core.module_origin import NATIVE, Origin, OriginKind
 from headway.core.module_tree import copy_tree, is_ours, same_storage_key, structure_digest, tensor_digest
 from headway.core.module_workload import Inputs, ModuleWorkload
 from headway.core.packed_modules import PackedModule, TensorWeight, matrix_shape, pack, site_kind, unpack
@@ -144,7 +145,7 @@ class ModuleModel(Model):
     def _forward(self) -> Callable[..., Any]:
         """Made at the first call of a model, with the weights it has."""
         if self._native_forward is None:
-            self._native_forward = native_forward(self._module) or self._module
+            self._native_forward = native_forward(self._module, self.origin.kind) or self._module
         return self._native_forward
 
     @property
@@ -236,12 +237,16 @@ class ModuleModel(Model):
         return made
 
 
-def native_forward(module: nn.Module) -> Callable[..., Any] | None:
-    """What computes `module.forward` natively, where its class is of this package and has a method `native`.
+def native_forward(module: nn.Module, origin: OriginKind = "module") -> Callable[..., Any] | None:
+    """What computes `module.forward` natively: by the method `native` of its class, where that is of this package, or
+    by the runtime for modules of this origin.
 
-    The method is asked only for float32 on the CPU; it packs the weights that the sites hold, and may give None.
+    It is asked only for float32 on the CPU; it packs the weights that the sites hold, and may give None.
     """
     make = getattr(type(module), "native", None) if is_ours(type(module)) else None
+    if make is None and origin in NATIVE:
+        path, _, name = NATIVE[origin].partition(":")
+        make = getattr(importlib.import_module(path), name)
     tensors = [*module.parameters(), *module.buffers()]
     plain = all(t.device.type == "cpu" and t.dtype in (torch.float32, torch.int64, torch.bool) for t in tensors)
     return cast("Callable[..., Any] | None", make(module)) if make is not None and plain else None

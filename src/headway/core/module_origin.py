@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 OriginKind = Literal["packaged", "family", "timm", "python", "module"]
 
 
+NATIVE: dict[str, str] = {"timm": "headway.vision.runtime.net:NativeNet"}
+"""Origin -> the native runtime of modules that bring none of their own; called with the module."""
+
+
 @dataclass(frozen=True)
 class Origin:
     """`module` stands for a network that the caller built and must bring again."""

@@ -18,7 +18,7 @@ from headway.core.module_model import ModuleModel
 from headway.core.module_origin import Origin, packaged_folder
 from headway.vision.data import image_workload, pattern
 from headway.vision.legacy_pth import read_legacy_pth
-from headway.vision.native_conv import NativeConvNet
+from headway.vision.runtime.net import NativeNet
 
 NORM_EPS = 1e-3
 
@@ -145,9 +145,9 @@ class EfficientNetLite(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.head(self.blocks(self.stem(x))).mean((-2, -1)))
 
-    def native(self) -> NativeConvNet:
+    def native(self) -> NativeNet:
         """See `headway.core.module_model.native_forward`."""
-        return NativeConvNet(self)
+        return NativeNet(self)
 
 
 _PARTS = {

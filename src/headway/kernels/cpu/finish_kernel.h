@@ -5,8 +5,6 @@
 namespace headway {
 namespace {
 
-HEADWAY_INLINE F clamp(F v, float low, float high) { return min(set1(high), max(set1(low), v)); }
-
 // 16 channels from `at` of one pixel, whose residual is given.
 HEADWAY_INLINE F finished(F v, const Finish* f, const float* residual, int64_t at) {
   v = fma(v, load(f->scale + at), load(f->shift + at));

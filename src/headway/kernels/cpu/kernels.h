@@ -100,32 +100,6 @@ struct Finish {
   int64_t width, gap;     // `gap` floats are left out after every `width` pixels: the padding of an image
 };
 
-// Rows of a depthwise convolution's output, for 16 channels.
-struct DepthwiseArgs {
-  const float* x;        // [pixels][16], `width` of them a row: the first row's first tap; padding is there as zeros
-  int64_t width;
-  const float* w;        // [kernel * kernel][ldw]
-  int64_t ldw;
-  const float* shift;
-  int64_t kernel, stride;  // kernel 3 or 5, stride 1 or 2
-  float low, high;
-  float* y;              // pixels `ldy` floats apart
-  int64_t rows, out, ldy;  // out: pixels of a row
-};
-
-// Rows of a convolution of planes, for 16 channels of its output.
-struct StemArgs {
-  const float* x;        // the first row's first tap; planes `plane` floats apart, rows `width`, padding included
-  int64_t channels, plane, width;
-  const float* w;        // [channels][kernel][kernel][ldw]
-  int64_t ldw;
-  const float* shift;
-  int64_t kernel, stride;
-  float low, high;
-  float* y;              // [out][16], rows `ldy` floats apart
-  int64_t rows, out, ldy;
-};
-
 struct Kernels {
   // y[r][0..tile_rows) (+)= sum_c x[r][c] panel[c][0..tile_rows), columns in order.
   void (*dense_panel)(const float* panel, int64_t cols, const float* x, int64_t ldx, int64_t rows, float* y,
@@ -155,8 +129,6 @@ struct Kernels {
   // In place, channels [begin, end) of pixels, whole tiles; those from `out` on come as if they had been zero. Gaps
   // (multiples of 16 floats, where pixels are one tile) are filled with zeros.
   void (*finish)(float* y, int64_t ldy, int64_t pixels, int64_t begin, int64_t out, int64_t end, const Finish* finish);
-  void (*depthwise)(const DepthwiseArgs* args);
-  void (*stem)(const StemArgs* args);
   int64_t (*argmax)(const float* x, int64_t n);                    // the first of equals; -1 if any is NaN
 
   double (*log_sum_exp)(const float* x, int64_t n, float* top);

@@ -2,7 +2,7 @@
 #pragma once
 #include "attention_kernel.h"
 #include "dense_kernel.h"
-#include "depthwise_kernel.h"
+#include "finish_kernel.h"
 #include "integer_kernel.h"
 
 #define HEADWAY_TABLE(name)                                                                                     \
@@ -10,6 +10,6 @@
   extern const Kernels name;                                                                                    \
   const Kernels name = {dense_panel, dense,     dense_expand, quantise, integer,     integer_expand, rms_norm, \
                         add,         scale,     softcap,      rope,     glu,         layer_norm,     gelu,     \
-                        finish,      depthwise, stem,         argmax,   log_sum_exp, divergence,     kv_write, \
-                        attend,      attend_merge, attend_finish, read};                                        \
+                        finish,      argmax,    log_sum_exp,  divergence, kv_write,  attend,                   \
+                        attend_merge, attend_finish, read};                                                    \
   }

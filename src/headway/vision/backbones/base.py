@@ -20,6 +20,7 @@ from headway.core.system import ModelFamily, Settings
 from headway.vision.checkpoint import fill, read_checkpoint
 from headway.vision.data import IMAGENET, image_workload, pattern
 from headway.vision.fold import fold
+from headway.vision.runtime.net import NativeNet
 
 
 class Backbone(nn.Module):
@@ -62,6 +63,10 @@ class Backbone(nn.Module):
     def last(self, x: Tensor) -> Tensor:
         """What follows the stages before pooling: a norm, where the family has one."""
         return x
+
+    def native(self) -> NativeNet:
+        """See `headway.core.module_model.native_forward`."""
+        return NativeNet(self)
 
     # timm's interface
 

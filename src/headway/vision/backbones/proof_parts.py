@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from headway.core.evidence import Evidence
 from headway.core.measure import Timing, compare
-from headway.core.module_model import native_forward
 from headway.core.proof import ProofContext
 from headway.core.timm_library import timm_library
 from headway.vision.backbones.base import BackboneFamily
 from headway.vision.count import Counts, count
 from headway.vision.fold import fold, randomise_norms, relative_error
 from headway.vision.lab import letters, normalised
+from headway.vision.runtime.net import NativeNet
 from headway.vision.train import Recipe, accuracy, train
 
 Call = Callable[[], object]
@@ -87,8 +87,9 @@ def best_call(net: nn.Module, x: Tensor) -> tuple[str, Call]:
         "torch": lambda: net(x),
         "torch channels-last": lambda: last(x.contiguous(memory_format=torch.channels_last)),
     }
-    native = native_forward(net)
-    if native is not None:
+    native = NativeNet(net)
+    _quietly(lambda: native(x))()
+    if not native.reason:
         ways["native"] = lambda: native(x)
     timing = compare({name: _quietly(call) for name, call in ways.items()}, rounds=2, min_time_s=0.0, aa=False)
     name = min(ways, key=lambda way: min(timing.samples[way]))

@@ -1,4 +1,4 @@
-"""The native EfficientNet-Lite against the readable module, with other weights, at every level."""
+"""EfficientNet-Lite through the native runtime against the readable module, with other weights, at every level."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from headway.core.module_model import ModuleModel, native_forward
-from headway.core.packed_modules import TensorWeight
 from headway.core.registry import system
 from headway.core.system import Context
 from headway.kernels import cpu
 from headway.vision.efficientnet_lite import Block, Config, ConvNorm, EfficientNetLite, efficientnet_lite0
-from headway.vision.native_conv import NativeConvNet, describe
+from headway.vision.runtime.net import NativeNet
 
 SMALL = Config(0.35, 0.5, 64, classes=21)
 """Widths of 8 to 112 channels; most stages have one block."""
@@ -50,15 +49,17 @@ def with_weights(model: ModuleModel, slug: str, **settings: Any) -> ModuleModel:
 def test_logits_equal_the_readable_modules(size: tuple[int, int], level: str) -> None:
     network = made()
     x = torch.randn(2, 3, *size)
+    native = NativeNet(network)
     with torch.no_grad(), cpu.at_level(level):
         expected = network(x)
-        found = NativeConvNet(network)(x)
+        found = native(x)
+    assert not native.reason
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("size", [(50, 61), (21, 600)])
 def test_bits_depend_on_neither_batch_nor_threads_nor_level(size: tuple[int, int]) -> None:
-    native, x = NativeConvNet(made()), torch.randn(3, 3, *size)
+    native, x = NativeNet(made()), torch.randn(3, 3, *size)
     together = native(x)
     assert torch.equal(torch.cat([native(image[None]) for image in x]), together)
     assert torch.equal(native(x.to(memory_format=torch.channels_last)), together)
@@ -92,7 +93,7 @@ def test_one_block_equals_torch_for_any_shape(kernel: int, stride: int, data: st
         expected = network(x)
         for level in cpu.levels():
             with cpu.at_level(level):
-                found = NativeConvNet(network)(x)
+                found = NativeNet(network)(x)
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
@@ -114,7 +115,7 @@ def test_any_weight_multiplies_as_its_own_kernel_does(slug: str, settings: dict[
 def test_products_of_eight_bits_are_those_of_the_exact_weights(group: int) -> None:
     model = ModuleModel(made(), torch.randn(2, 3, 70, 61), task="classification")
     packed = with_weights(model, "int8", group_size=group)
-    native, (x,) = NativeConvNet(packed.runtime), model.sample
+    native, (x,) = NativeNet(packed.runtime), model.sample
     with torch.no_grad():
         expected = packed.module()(x)  # of the dequantised weights, with float32 activations
     first = native(x)
@@ -135,7 +136,7 @@ def test_products_of_eight_bits_are_those_of_the_exact_weights(group: int) -> No
 def test_an_image_that_is_not_a_number_gives_none(level: str) -> None:
     model = ModuleModel(made(), torch.randn(2, 3, 64, 64), task="classification")
     packed = with_weights(model, "int8")
-    native, x = NativeConvNet(packed.runtime), model.sample[0].clone()
+    native, x = NativeNet(packed.runtime), model.sample[0].clone()
     with cpu.at_level(level):
         expected = native(x)
         x[0, :, 20:40] = float("nan")
@@ -149,37 +150,27 @@ def test_an_image_of_zeros_has_the_logits_of_the_exact_weights() -> None:
     packed = with_weights(model, "int8")
     with torch.no_grad():
         expected = packed.module()(*model.sample)
-    found = NativeConvNet(packed.runtime)(*model.sample)
+    found = NativeNet(packed.runtime)(*model.sample)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-3 * float(expected.abs().max()))
 
 
 def test_the_packaged_network_runs_natively_and_chooses_the_same_classes() -> None:
     model = efficientnet_lite0()
-    assert isinstance(native_forward(model.module()), NativeConvNet)
+    assert isinstance(native_forward(model.module()), NativeNet)
     inputs = model.workload().heldout[0]
     with torch.no_grad():
         expected = model.module()(*inputs)
     torch.testing.assert_close(model.run(inputs), expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
 
 
-def test_what_does_not_fit_is_refused() -> None:
-    network = made()
-    with pytest.raises(ValueError, match="number of channels"):
-        NativeConvNet(network)(torch.zeros(1, 4, 32, 32))
-    network.head.conv = torch.nn.Conv2d(8, 1280, 1, bias=False)
-    with pytest.raises(ValueError, match="does not fit"):
-        NativeConvNet(network)
+def test_the_wrong_number_of_channels_is_the_modules_own_error() -> None:
+    with pytest.raises(RuntimeError, match="channels"):
+        NativeNet(made())(torch.zeros(1, 4, 32, 32))
 
 
-def test_a_depthwise_step_follows_the_stem_or_a_product() -> None:
-    import headway.kernels.cpu._cpu as _cpu
-
-    network = made()
-    steps = list(describe(network))
-    classifier = TensorWeight(network.classifier.weight).native()
-    bias = network.classifier.bias.detach().numpy()
-    native: Any = _cpu
-    native.make_conv_net(3, steps, classifier, bias)
-    for wrong in (steps[:1] + steps[2:], steps[:2] + steps[1:], steps[:1]):
-        with pytest.raises(ValueError, match="follows the stem"):
-            native.make_conv_net(3, wrong, classifier, bias)
+def test_programs_are_shared_by_networks_of_one_structure_but_not_their_values() -> None:
+    one, other = made(), made()
+    with torch.no_grad():
+        other.classifier.bias += 1.0
+    x = torch.randn(1, 3, 40, 40)
+    torch.testing.assert_close(NativeNet(other)(x), NativeNet(one)(x) + 1.0)

@@ -1,0 +1,5 @@
+#include "simd.h"
+
+#include "../image_kernel.h"
+
+HEADWAY_IMAGE(image_avx2)

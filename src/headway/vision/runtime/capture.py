@@ -1,0 +1,181 @@
+"""`capture`: the operations of one forward of a module, in order, as torch's public functions are called.
+
+The module runs once, as it is, under a mode that hears every call: nothing is compiled, and whatever Python does with
+shapes and settings is done with. What depends on the values of the image cannot be captured and is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+
+class NotNative(Exception):
+    """The runtime cannot follow the module; `str()` says where it stopped."""
+
+
+@dataclass(eq=False)
+class Node:
+    """One call. Its arguments hold nodes where it was given what another call made, or what came in."""
+
+    name: str
+    """Of the function, without the underscores of operators and in-place forms: `add` of `__iadd__`."""
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    is_view: bool = False
+    """The result is the first argument's memory, seen in another way."""
+    path: str = ""
+    """Of a parameter or a buffer: where the module has it."""
+    part: int | None = None
+    """Which of the results, where the function gives several."""
+    users: list[Node] = field(default_factory=list)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def inputs(self) -> list[Node]:
+        found: list[Node] = []
+        _each_node((self.args, dict(self.kwargs)), found.append)
+        return found
+
+
+GIVEN, PARAMETER, FOREIGN = "(image)", "(parameter)", "(foreign)"
+_OPERATORS = {
+    "__truediv__": "div",
+    "__rtruediv__": "rdiv",
+    "__itruediv__": "div",
+    "concat": "cat",
+    "__matmul__": "matmul",
+}
+_READS_VALUES = {"item", "tolist", "__bool__", "__int__", "__float__", "__len__", "numpy", "nonzero", "__index__"}
+
+
+def plain_name(name: str) -> str:
+    """`add` of `add_`, `__add__`, `__radd__` and `__iadd__`; `__getitem__` stays."""
+    if name in _OPERATORS:
+        return _OPERATORS[name]
+    if name.startswith("__") and name not in ("__getitem__", "__setitem__", "__get__"):
+        inner = name.strip("_")
+        return inner[1:] if inner[:1] in ("r", "i") and inner[1:] in ("add", "mul", "sub", "matmul") else inner
+    return name.removesuffix("_") if not name.startswith("__") else name
+
+
+def capture(module: nn.Module, image: Tensor) -> tuple[list[Node], Any]:
+    """Calls in order, and the node (or structure of nodes) that the module gives. Raises `NotNative`."""
+    listener = _Listener(module, image)
+    with torch.no_grad(), listener:
+        given = module(image)
+    return listener.nodes, listener.replaced(given)
+
+
+class _Listener(TorchFunctionMode):
+    def __init__(self, module: nn.Module, image: Tensor) -> None:
+        super().__init__()
+        self.nodes: list[Node] = []
+        self.by_tensor: dict[int, Node] = {}
+        self.alive: list[Any] = [image]
+        """Everything that was made, so that no two have one id."""
+        for path, tensor in [*module.named_parameters(), *module.named_buffers()]:
+            self._note(tensor, Node(PARAMETER, lambda: None, (), {}, tuple(tensor.shape), tensor.dtype, path=path))
+        self._note(image, Node(GIVEN, lambda: None, (), {}, tuple(image.shape), image.dtype))
+
+    def _note(self, tensor: Tensor, node: Node) -> None:
+        self.nodes.append(node)
+        self.by_tensor[id(tensor)] = node
+        self.alive.append(tensor)
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function is Tensor.__iter__:
+            return iter(self.__torch_function__(Tensor.unbind, types, args))
+        raw = getattr(function, "__name__", str(function))
+        tensors = _tensors((tuple(args), dict(kwargs)))
+        heard = any(self._depends(each) for each in tensors)
+        if heard and raw in _READS_VALUES:
+            raise NotNative(f"{raw} of what depends on the image")
+        versions = [each._version for each in tensors]
+        result = function(*args, **kwargs)
+        wrote = [each for each, before in zip(tensors, versions, strict=True) if each._version != before]
+        made = [
+            each for each in (result if isinstance(result, (tuple, list)) else [result]) if isinstance(each, Tensor)
+        ]
+        if not made or (raw == "__get__" and made[0] is (args[0] if args else None)):
+            return result
+        inputs = self.replaced(tuple(args)), self.replaced(dict(kwargs))
+        for each in wrote if heard else ():
+            node = self.by_tensor.get(id(each))
+            seen = node is not None and any(user.is_view for user in node.users)
+            if node is None or node.name == PARAMETER or node.is_view or seen or each is not made[0]:
+                raise NotNative(f"{raw} writes into a part of a tensor")
+        name = plain_name(raw)
+        several = isinstance(result, (tuple, list))
+        for part, tensor in enumerate(made):
+            shares = bool(tensors) and not wrote and _same_memory(tensor, tensors[0])
+            node = Node(
+                name, function, *inputs, tuple(tensor.shape), tensor.dtype, shares, part=part if several else None
+            )
+            for each in node.inputs():
+                each.users.append(node)
+            self._note(tensor, node)
+        return result
+
+    def _depends(self, tensor: Tensor) -> bool:
+        return id(tensor) in self.by_tensor
+
+    def replaced(self, value: Any) -> Any:
+        """Nodes for tensors, all through; a tensor that nobody made here is from elsewhere."""
+        if isinstance(value, Tensor):
+            if id(value) not in self.by_tensor:
+                self._note(value, Node(FOREIGN, lambda: None, (), {}, tuple(value.shape), value.dtype))
+            return self.by_tensor[id(value)]
+        if isinstance(value, (tuple, list)) and not isinstance(value, torch.Size):
+            return type(value)([self.replaced(each) for each in value])
+        if isinstance(value, dict):
+            return {key: self.replaced(each) for key, each in value.items()}
+        return value
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, (tuple, list)):
+        return [tensor for each in value for tensor in _tensors(each)]
+    if isinstance(value, dict):
+        return _tensors(list(value.values()))
+    return []
+
+
+def _each_node(value: Any, give: Callable[[Node], None]) -> None:
+    if isinstance(value, Node):
+        give(value)
+    elif isinstance(value, (tuple, list)):
+        for each in value:
+            _each_node(each, give)
+    elif isinstance(value, dict):
+        _each_node(list(value.values()), give)
+
+
+def filled(value: Any, tensors: Mapping[Node, Any]) -> Any:
+    """The arguments of a node with other things in the place of nodes."""
+    if isinstance(value, Node):
+        return tensors[value]
+    if isinstance(value, (tuple, list)):
+        return type(value)([filled(each, tensors) for each in value])
+    if isinstance(value, dict):
+        return {key: filled(each, tensors) for key, each in value.items()}
+    return value
+
+
+def _same_memory(a: Tensor, b: Tensor) -> bool:
+    return a is not b and a.numel() > 0 and a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
