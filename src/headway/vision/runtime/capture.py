@@ -125,8 +125,8 @@ class _Listener(TorchFunctionMode):
             node = Node(
                 name, function, *inputs, tuple(tensor.shape), tensor.dtype, shares, part=part if several else None
             )
-            for each in node.inputs():
-                each.users.append(node)
+            for given in node.inputs():
+                given.users.append(node)
             self._note(tensor, node)
         return result
 
