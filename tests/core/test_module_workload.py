@@ -10,11 +10,13 @@ import torch
 
 from headway.core.errors import BadInput
 from headway.core.module_workload import (
+    ModuleWorkload,
     agreement_for,
     closeness,
     cosine,
     digest,
     first_tensor,
+    psnr_ratio,
     tensors_in,
     top1_agreement,
     workload_from,
@@ -101,3 +103,16 @@ def test_an_original_that_is_not_finite_agrees_with_nothing(broken: float) -> No
     original = torch.tensor([[1.0, broken], [1.0, 2.0]])
     assert closeness(original, original).tolist() == [0.0, 1.0]
     assert cosine(original, original).tolist() == pytest.approx([0.0, 1.0])
+
+
+def test_pictures_are_judged_by_their_psnr_over_the_original_s() -> None:
+    truth = torch.rand(3, 1, 8, 8)
+    near, far = truth + 0.01, truth + 0.1  # 40 dB and 20 dB
+    assert np.allclose(psnr_ratio(near, far, truth), 0.5)
+    assert np.allclose(psnr_ratio(far, near, truth), 2.0)
+    assert psnr_ratio(near, near, truth).tolist() == [1.0] * 3
+    assert psnr_ratio(truth, truth, truth).tolist() == [1.0] * 3
+    assert psnr_ratio(near, torch.full_like(truth, torch.nan), truth).tolist() == [0.0] * 3
+    assert psnr_ratio(near, truth + 30.0, truth).tolist() == [0.0] * 3
+    workload = ModuleWorkload([], [(near,)], [(far,)], psnr_ratio, "PSNR ratio", truth={"heldout": [truth]})
+    assert np.allclose(workload.scores("heldout", 0, near, far), 0.5)

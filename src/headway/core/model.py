@@ -14,7 +14,7 @@ from headway.core.weight import Weight
 if TYPE_CHECKING:
     import torch
 
-Task = Literal["language", "embedding", "classification", "module"]
+Task = Literal["language", "embedding", "classification", "image", "module"]
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from headway.core.model import Task
 Inputs = tuple[Any, ...]
 Scores = npt.NDArray[np.float64]
 """One number per item of a batch, 1 where the answers are the same."""
-Agreement = Callable[[Any, Any], Scores]
-"""(output of the original, output of the candidate) -> scores."""
+Agreement = Callable[..., Scores]
+"""(output of the original, output of the candidate) -> scores; with the right output as the third where it is known."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,14 @@ class ModuleWorkload:
     """What a score is, e.g. `top-1 agreement`."""
     batch: Callable[[int, int], Inputs] | None = None
     """(items, tokens of each) -> inputs of one size to be timed; None: the sample is repeated."""
+    truth: Mapping[str, Sequence[Any]] | None = None
+    """The right outputs of the pieces of `search` and of `heldout`, where they are known and the agreement wants them.
+    """
+
+    def scores(self, split: str, piece: int, original: Any, candidate: Any) -> Scores:
+        """How a candidate's output for a piece of `search` or `heldout` is judged."""
+        known = () if self.truth is None else (self.truth[split][piece],)
+        return self.agreement(original, candidate, *known)
 
 
 def digest(value: Any) -> str:
@@ -106,6 +114,21 @@ def closeness(original: Any, candidate: Any) -> Scores:
     relative = torch.where(scale > 0, error / scale.clamp_min(1e-300), (error > 0).double())
     relative = torch.where(torch.isfinite(scale) & torch.isfinite(error), relative, torch.inf)
     return _scores((1.0 - relative).clamp_min(0.0))
+
+
+def psnr_ratio(original: Any, candidate: Any, truth: Any) -> Scores:
+    """PSNR of the candidate over the original's, both against the right picture; one score per picture.
+
+    Values in [0, 1]. At least 0, and 0 where not finite; above 1 where the candidate comes closer than the original.
+    """
+    right, a, b = _rows(truth), _rows(original), _rows(candidate)
+    ours, theirs = (-10.0 * (found - right).square().mean(1).clamp_min(LEAST_ERROR).log10() for found in (b, a))
+    ratio = torch.where(theirs > 0, ours / theirs, (ours >= theirs).double())
+    return _scores(torch.where(torch.isfinite(b).all(1), ratio, 0.0).clamp_min(0.0))
+
+
+LEAST_ERROR = 1e-12
+"""Mean square at which a PSNR ends, 120 dB: finer than float32 is on [0, 1]."""
 
 
 def agreement_for(task: Task) -> tuple[Agreement, str]:

@@ -140,7 +140,9 @@ def _qualities(
     with torch.no_grad():
         exact = [module(*inputs) for inputs in asked]
     for engine in engines:
-        judged = [workload.agreement(a, engine.run(inputs)) for a, inputs in zip(exact, asked, strict=True)]
+        judged = [
+            workload.scores("heldout", piece, exact[piece], engine.run(inputs)) for piece, inputs in enumerate(asked)
+        ]
         scores = np.concatenate([np.atleast_1d(np.asarray(part, np.float64)) for part in judged])
         interval = bootstrap(scores, lambda values: values.mean(axis=-1))
         found[engine.name] = {

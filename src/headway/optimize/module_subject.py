@@ -32,7 +32,10 @@ class ModuleSubject:
         self.data: ModuleWorkload = workload.data if workload.data is not None else model.workload()
         self._originals: dict[tuple[Split, int], Any] = {}
         self.loss_power = 1.0 if self.data.metric == "mean cosine" else 0.5
-        self._judge = user_function(workload.quality) if ":" in workload.quality else self.data.agreement
+        self._judge: Callable[[Any, Any], Any] | None = None
+        """The user's own."""
+        if ":" in workload.quality:
+            self._judge = user_function(workload.quality)
 
     def describe(self) -> Mapping[str, Any]:
         return {
@@ -46,7 +49,8 @@ class ModuleSubject:
     @cached_property
     def _content(self) -> str:
         """What was measured with other inputs is another measurement, however many they are."""
-        return digest([self.model.sample, self.data.calibration, self.data.search, self.data.heldout])
+        known = [] if self.data.truth is None else [self.data.truth]
+        return digest([self.model.sample, self.data.calibration, self.data.search, self.data.heldout, *known])
 
     def calibration(self) -> Sequence[tuple[Any, ...]]:
         return self.data.calibration
@@ -80,9 +84,13 @@ class ModuleSubject:
             ) from None
 
     def _quality(self, model: ModuleModel, split: Split, pieces: Sequence[tuple[Any, ...]]) -> Mapping[str, float]:
-        judged = [
-            self._judge(self._originals[split, number], model.run(inputs)) for number, inputs in enumerate(pieces)
-        ]
+        judged = []
+        for number, inputs in enumerate(pieces):
+            original, output = self._originals[split, number], model.run(inputs)
+            if self._judge is None:
+                judged.append(self.data.scores(split, number, original, output))
+            else:
+                judged.append(self._judge(original, output))
         scores = np.concatenate([self._scores(found) for found in judged])
         found = {"quality": float(scores.mean())}
         if self.data.metric == "top-1 agreement":

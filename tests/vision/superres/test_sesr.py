@@ -17,7 +17,8 @@ from headway.core.module_model import ModuleModel
 from headway.vision.count import count
 from headway.vision.fold import fold, relative_error
 from headway.vision.superres.linear_block import LinearBlock, delta_of
-from headway.vision.superres.sesr import CONFIGS, SESR, Config, Sesr, SesrSettings, depth_to_space
+from headway.vision.superres.network import CONFIGS, SESR, Config, depth_to_space
+from headway.vision.superres.sesr import Sesr, SesrSettings
 
 COUNTS = {  # card, "Published sizes": weights of convolutions and multiply-adds in G for 1280x720, x2 then x4
     "m3": (8_912, 2.05, 13_712, 0.79),
@@ -163,5 +164,7 @@ def test_bad_input_is_named() -> None:
         SESR(TINY, 3)
     with pytest.raises(BadInput, match=r"it takes luma, \(n, 1, height, width\)"):
         SESR(TINY)(torch.rand(1, 3, 8, 8))
+    with pytest.raises(BadInput, match="both weights and steps"):
+        headway.load("sesr(weights=a.pth, steps=9)")
     with pytest.raises(BadInput, match="scale"):
         headway.load("sesr(scale=3)")

@@ -15,7 +15,8 @@ from headway.core.proof import ProofContext
 from headway.vision.count import count
 from headway.vision.fold import fold, relative_error
 from headway.vision.superres.linear_block import LinearBlock, delta_of
-from headway.vision.superres.sesr import CONFIGS, SESR, SYSTEM
+from headway.vision.superres.network import CONFIGS, SESR
+from headway.vision.superres.sesr import SYSTEM
 
 BASELINE = "the same network trained as it is written, with two convolutions for one, interleaved"
 
