@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from headway.core.errors import need_extra
+from headway.core.model import Task
 from headway.core.module_workload import Inputs, ModuleWorkload, agreement_for
 
 Picture = npt.NDArray[np.uint8]
@@ -111,9 +112,11 @@ class Views(Sequence[Inputs]):
         return (views if self.pixels is None else self.pixels.of(views),)
 
 
-def image_workload(_model: Any, size: int, pixels: Pixels | None = None) -> ModuleWorkload:
-    """Views of photographs; a candidate is right where it chooses the original's class."""
-    agreement, metric = agreement_for("classification")
+def image_workload(
+    _model: Any, size: int, pixels: Pixels | None = None, task: Task = "classification"
+) -> ModuleWorkload:
+    """Views of photographs; a candidate is judged as its task is: right where it chooses the original's class."""
+    agreement, metric = agreement_for(task)
     calibration, search, heldout = (Views(split, size, pixels) for split in SOURCES)
     photo(SOURCES["heldout"][0])  # so that a missing package is met here
     return ModuleWorkload(calibration, search, heldout, agreement, metric)
