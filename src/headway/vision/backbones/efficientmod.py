@@ -296,7 +296,7 @@ class EfficientModSettings(BackboneSettings):
     layer_scale_init: float = Field(1e-4, gt=0.0, description="initial weight of every block's branch; released code")
     fuse: bool = Field(
         False,
-        description="norms, layer scale and twin layers in one product; for torch: the native runtime is faster without",
+        description="joins norms, layer scale and twin layers: for torch; the native runtime is faster without",
     )
     channels_last: bool = Field(True, description="filters lie in memory as their channels-last inputs do")
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from headway.core.evidence import Evidence
 from headway.core.measure import Timing, compare
 from headway.core.proof import ProofContext
+from headway.core.threads import on_threads
 from headway.core.timm_library import timm_library
 from headway.vision.backbones.base import BackboneFamily
 from headway.vision.count import Counts, count
@@ -116,17 +117,13 @@ def side_by_side(
 
     Ratios of the timing are those of the first one's rivals to it.
     """
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        arms, ways = {}, []
+    arms, ways = {}, []
+    with on_threads(threads):
         for name, (net, size) in nets.items():
             way, arms[name] = best_call(net, picture(size, batch))
             ways.append(f"{name}: {way}")
         with context.progress.task(f"batch {batch}, {threads} threads", rounds):
             timing = compare(arms, rounds=rounds, min_time_s=0.0, seed=context.seed)
-    finally:
-        torch.set_num_threads(before)
     evidence.add_timing(f"a batch of {batch}, {threads} threads", timing)
     evidence.notes.append(f"batch {batch}, {threads} threads: {'; '.join(ways)}")
     return timing
@@ -134,12 +131,8 @@ def side_by_side(
 
 def timed(context: ProofContext, calls: Mapping[str, Call], rounds: int) -> Timing:
     """Small networks side by side, on one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with on_threads(1):
         return compare({name: _quietly(call) for name, call in calls.items()}, rounds=rounds, seed=context.seed)
-    finally:
-        torch.set_num_threads(before)
 
 
 def rate(timing: Timing, arm: str, batch: int, macs: int) -> str:
@@ -158,12 +151,8 @@ def gain(timing: Timing, ours: str, theirs: str) -> float:
 def product_rate(threads: int) -> float:
     """Multiply-adds per second of torch's own product of two large float32 matrices."""
     a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with on_threads(threads):
         timing = compare({"product": lambda: a @ b}, rounds=7, aa=False)
-    finally:
-        torch.set_num_threads(before)
     return 1024**3 / min(timing.samples["product"])
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from headway.core.evidence import Evidence
 from headway.core.proof import ProofContext
+from headway.core.threads import on_threads
 from headway.vision.count import count
 from headway.vision.search import fbnet_nets as nets
 from headway.vision.search.family import Subject, subject
@@ -42,12 +43,8 @@ BATCH = 48
 
 
 def prove(context: ProofContext) -> Evidence:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with on_threads(1):
         return run(context)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def run(context: ProofContext, trained: int = 0, seeds: int = 0) -> Evidence:

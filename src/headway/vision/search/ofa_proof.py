@@ -12,6 +12,7 @@ from scipy.stats import spearmanr
 
 from headway.core.evidence import Evidence
 from headway.core.proof import ProofContext
+from headway.core.threads import on_threads
 from headway.vision.count import count
 from headway.vision.fold import randomise_norms
 from headway.vision.search import ofa_nets as nets
@@ -49,12 +50,8 @@ BATCH = 48
 
 
 def prove(context: ProofContext) -> Evidence:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with on_threads(1):
         return run(context)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def run(context: ProofContext, settings: OfaSettings | None = None) -> Evidence:
