@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from headway.core.errors import BadInput
 from headway.vision.lab import Pictures
-from headway.vision.train import Recipe, _loss, _schedule, accuracy, published, scaled, train
+from headway.vision.train import Recipe, _loss, accuracy, published, scaled, schedule_of, train
 
 
 def pictures(count: int = 256) -> Pictures:
@@ -78,7 +78,7 @@ def test_distillation_is_the_cards_formula_and_two_heads_share_it() -> None:
 def test_a_cosine_rises_and_falls_to_its_least() -> None:
     recipe = Recipe(100, lr=0.5, schedule="cosine", warmup=0.1, least_lr=0.05)
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=recipe.lr)
-    schedule = _schedule(optimizer, recipe)
+    schedule = schedule_of(optimizer, recipe)
     rates = []
     for _ in range(100):
         rates.append(optimizer.param_groups[0]["lr"])

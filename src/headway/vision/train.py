@@ -87,7 +87,7 @@ def train(
     if recipe.steps < 1:
         raise BadInput(f"steps={recipe.steps}", "train for at least one step")
     optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
-    training = Training(network, optimizer, _schedule(optimizer, recipe), recipe.clip)
+    training = Training(network, optimizer, schedule_of(optimizer, recipe), recipe.clip)
     draws = torch.Generator()
 
     def step(index: int) -> Tensor:
@@ -122,7 +122,8 @@ def _loss(
     return (1 - recipe.distil) * loss + recipe.distil * divergence
 
 
-def _schedule(optimizer: torch.optim.Optimizer, recipe: Recipe) -> torch.optim.lr_scheduler.LRScheduler:
+def schedule_of(optimizer: torch.optim.Optimizer, recipe: Recipe) -> torch.optim.lr_scheduler.LRScheduler:
+    """The learning rate that a recipe asks for, step by step."""
     if recipe.schedule == "one-cycle":
         return torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=recipe.steps + 1)
     rise = round(recipe.warmup * recipe.steps)

@@ -17,8 +17,9 @@ from headway.core.module_model import ModuleModel
 from headway.core.module_origin import Origin
 from headway.core.recipe import Step
 from headway.core.system import ModelFamily, Settings
-from headway.vision.data import Pixels, image_workload, pattern
+from headway.vision.data import image_workload, pattern
 from headway.vision.detection.nets import NETS, SSDLite, check_size
+from headway.vision.detection.scenes import SIGNED
 from headway.vision.fold import fold
 
 SYSTEM = Card(
@@ -30,9 +31,6 @@ SYSTEM = Card(
     summary="an object detector: SSDLite on backbones with regular convolutions where a machine runs those well",
     claim="+1.7 mAP over MobileNetV3 with SSDLite on COCO at equal CPU latency; +3.7 on EdgeTPU over MobileNetV2",
 )
-
-SIGNED = Pixels((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-"""Pixels from -1 to 1."""
 
 
 class MobiledetsSettings(Settings):
