@@ -19,6 +19,8 @@ from headway.vision.checkpoint import fill, read_checkpoint
 from headway.vision.fold import fold
 from headway.vision.superres.network import CONFIGS, SESR
 from headway.vision.superres.photos import upscaling_workload
+from headway.vision.superres.quantised import Quantised, quantised
+from headway.vision.superres.tiles import Tiled
 from headway.vision.superres.training import Recipe, trained
 
 SYSTEM = Card(
@@ -48,6 +50,8 @@ class SesrSettings(Settings):
     )
     batch: int = Field(16, ge=1, description="patches in a step of training; paper: 32")
     patch_lr: int = Field(32, ge=8, le=64, description="px; side of a small patch; paper: 64 for x2, 50 for x4")
+    int8: bool = Field(False, description="weights and values between layers in 8 bits, simulated; ranges are learned")
+    tile: int = Field(0, ge=0, le=4096, description="px; side of the tiles that run one by one; 0: the whole picture")
     height: int = Field(0, ge=0, le=8192, description="px; of the sample that is timed; 0: 720 / scale, paper, table 1")
     width: int = Field(0, ge=0, le=8192, description="px; of the sample that is timed; 0: 1280 / scale, paper, table 1")
     fold: bool = Field(True, description="the form for inference: every linear block as one convolution")
@@ -61,14 +65,15 @@ class Sesr(ModelFamily[SesrSettings]):
     card = SYSTEM
     settings = SesrSettings
 
-    def network(self, settings: SesrSettings) -> SESR:
+    def network(self, settings: SesrSettings) -> SESR | Quantised:
         """The training form: trained, where the settings say so, or of random weights, always the same."""
         if settings.steps:
             recipe = Recipe(settings.steps, settings.batch, settings.patch_lr, settings.lr)
-            return trained(settings.variant, settings.scale, recipe)
+            return (quantised if settings.int8 else trained)(settings.variant, settings.scale, recipe)
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(0)
-            return SESR(CONFIGS[settings.variant], settings.scale)
+            network = SESR(CONFIGS[settings.variant], settings.scale)
+        return Quantised(network) if settings.int8 else network
 
     def build(self, settings: SesrSettings) -> ModuleModel:
         """Raises `BadInput` for weights that do not fit, or that would be trained over."""
@@ -85,6 +90,7 @@ class Sesr(ModelFamily[SesrSettings]):
     def model(self, network: nn.Module, settings: SesrSettings) -> ModuleModel:
         """A network of these settings, trained or not, as a MODEL."""
         made = fold(network) if settings.fold else network
+        made = Tiled(made, settings.tile) if settings.tile else made
         shape: dict[str, Any] = settings.model_dump(exclude={"weights", *TRAINING})
         shape["height"] = settings.height or 720 // settings.scale
         shape["width"] = settings.width or 1280 // settings.scale

@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from headway.core.cache import StepCache
@@ -110,8 +111,6 @@ def trained(
     checkpoint = cache.root.parent / "training" / f"sesr-{key[:32]}.pt"
 
     def build(folder: Path) -> None:
-        from safetensors.torch import save_file
-
         parent = None
         if scale == 4:
             parent = trained(variant, 2, recipe, seed=seed, linear=linear, cache=cache, progress=progress)
@@ -120,8 +119,6 @@ def trained(
         train(network, pairs("train", scale), scale, recipe, seed=seed, progress=progress, checkpoint=checkpoint)
         save_file(network.state_dict(), folder / "weights.safetensors")
         checkpoint.unlink(missing_ok=True)
-
-    from safetensors.torch import load_file
 
     network = SESR(CONFIGS[variant], scale, linear).eval()
     network.load_state_dict(load_file(cache.folder(key, build) / "weights.safetensors"))
