@@ -292,10 +292,11 @@ sys.meta_path[:] = map(Hiding, sys.meta_path)
     ],
 )
 def test_a_missing_optional_package_is_one_line_with_the_extra_and_exit_3(
-    package: str, extra: str, words: list[str], home: Path
+    package: str, extra: str, words: list[str], home: Path, tmp_path: Path
 ) -> None:
     code = WITHOUT + "from headway.cli.main import main; sys.exit(main(sys.argv[2:]))"
-    done = subprocess.run([sys.executable, "-c", code, package, *words], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", code, package, *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     mend = f"headway: the Python package {package!r} is not installed; run: pip install 'headway[{extra}]'"
     assert done.stderr.splitlines()[-1:] == [mend]
     assert "Traceback" not in done.stderr
