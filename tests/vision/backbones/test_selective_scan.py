@@ -87,3 +87,9 @@ def test_shapes_that_do_not_belong_together_are_refused() -> None:
     with pytest.raises(BadInput, match="was given b of"):
         selective_scan(u, dt, a, b[:, :4], c, d)
     assert selective_scan(*(value.to("meta") for value in (u, dt, a, b, c, d))).shape == u.shape
+
+
+def test_an_exporter_is_refused_since_it_would_unroll_the_scan(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    with pytest.raises(BadInput, match="a selective scan cannot be exported"):
+        selective_scan(*inputs(5))

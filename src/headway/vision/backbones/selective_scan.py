@@ -23,8 +23,8 @@ from torch import Tensor
 
 from headway.core.errors import BadInput
 
-TILE = 1 << 18
-"""Values of a tile's states: 1 MB, which stays in a core's cache."""
+TILE = 1 << 17
+"""Values of a tile's states: 512 KB, which stay in a core's cache."""
 
 
 def selective_scan(
@@ -33,15 +33,17 @@ def selective_scan(
     """(batch, tokens, width) -> the same shape.
 
     dt: step sizes, not negative; a: (width, state), negative; tile: tokens whose states are held at once, 0: as many as
-    fit `TILE`. Raises `BadInput` for shapes that do not belong together.
+    fit `TILE`. Raises `BadInput` for shapes that do not belong together, and for an exporter.
     """
     _check(u, dt, a, b, c, d)
     if u.is_meta:
         return torch.empty_like(u)
+    if torch.compiler.is_exporting():  # an exporter would unroll it, token by token
+        raise BadInput("a selective scan cannot be exported", "run the network in torch")
     if tile < 1:
-        tile = max(8, min(256, TILE // max(1, u.shape[0] * a.numel())))
+        tile = max(16, min(64, TILE // max(1, u.shape[0] * a.numel())))
     if torch.is_grad_enabled() and any(value.requires_grad for value in (u, dt, a, b, c, d)):
-        y: Tensor = _Scan.apply(u, dt, a, b, c, d, reverse, tile)
+        y: Tensor = _Scan.apply(u, dt, a, b, c, d, reverse, tile)  # type: ignore[no-untyped-call]
         return y
     return _forward(u, dt, a, b, c, d, reverse, tile, None)
 

@@ -35,7 +35,7 @@ class Selection:
         """x plus, weighted by importance, what replaces it: `mixed` where selected, x itself elsewhere."""
         weight = self.weight[..., None].to(x.dtype)
         whole = x * (1.0 + self.importance[..., None]).to(x.dtype)
-        return whole.index_put((_rows(self.index), self.index), self.gather(x) + weight * mixed)
+        return whole.index_put_((_rows(self.index), self.index), self.gather(x) + weight * mixed)
 
 
 class TokenSelector(nn.Module):
