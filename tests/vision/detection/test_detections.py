@@ -11,21 +11,8 @@ from made_boxes import random_boxes
 from headway.core.errors import BadInput
 from headway.vision.detection.boxes import anchors, encode, iou
 from headway.vision.detection.detections import detect, detections, suppress
+from headway.vision.detection.mobiledets_proof import quadratic
 from headway.vision.detection.nets import map_sizes
-
-
-def loop_suppress(boxes: torch.Tensor, scores: torch.Tensor, overlap: float, most: int) -> list[tuple[float, int, int]]:
-    """(score, class, box) of what stays, the surest first: each class by the textbook."""
-    overlaps = iou(boxes, boxes).tolist()
-    found = []
-    for label in range(scores.shape[1]):
-        column = scores[:, label].tolist()
-        kept: list[int] = []
-        for index in sorted(range(len(column)), key=lambda i: -column[i]):
-            if column[index] > 1e-8 and len(kept) < most and all(overlaps[index][k] <= overlap for k in kept):
-                kept.append(index)
-        found += [(column[index], label, index) for index in kept]
-    return sorted(found, key=lambda item: -item[0])[:most]
 
 
 @given(st.integers(0, 10_000), st.integers(1, 4), st.sampled_from([3, 100]), st.floats(0.1, 0.9))
@@ -34,7 +21,7 @@ def test_suppression_is_that_of_the_loop(seed: int, classes: int, most: int, ove
     boxes = random_boxes(30, seed, 0.3)
     scores = torch.rand(30, classes, generator=torch.Generator().manual_seed(seed))
     scores[:5] = 0.0  # under the least score
-    wanted = loop_suppress(boxes, scores, overlap, most)
+    wanted = quadratic(boxes, scores, overlap, most)
     found = suppress(boxes, scores, overlap, most=most)
     assert torch.equal(found.scores, torch.tensor([score for score, _, _ in wanted]))
     assert found.labels.tolist() == [label for _, label, _ in wanted]
