@@ -1,4 +1,4 @@
-"""`LinearBlock`: a convolution that is trained as two and run as one (SESR, arXiv:2103.09404, sections 3.1 and 3.3).
+"""`LinearBlock`: a convolution that is trained as two and run as one (SESR, arXiv:2103.09404).
 
     expanded     x -> k x k, inside -> wide -> 1 x 1, wide -> out  (+ x where inside = out)
     collapsed    x -> k x k, inside -> out                         W = W2 W1 (+ 1 at the centre), b = W2 b1 + b2
@@ -38,7 +38,7 @@ class LinearBlock(nn.Module):
 
     @property
     def residual(self) -> bool:
-        """Whether the input is added: the update is then no mere rescaling of plain gradient descent (section 4)."""
+        """Whether the input is added: the update is then no mere rescaling of plain gradient descent."""
         return self.expand.in_channels == self.project.out_channels
 
     def forward(self, x: Tensor) -> Tensor:

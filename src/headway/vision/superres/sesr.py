@@ -35,7 +35,7 @@ SYSTEM = Card(
 
 
 class SesrSettings(Settings):
-    variant: Literal["m3", "m5", "m7", "m11", "xl"] = Field("m5", description="published size; paper, table 1")
+    variant: Literal["m3", "m5", "m7", "m11", "xl"] = Field("m5", description="published size")
     scale: Literal[2, 4] = Field(2, description="times the height and width")
     weights: str = Field(
         "", description="path of weights (.safetensors, .pth) of the training form or the folded one; empty: see steps"
@@ -52,8 +52,12 @@ class SesrSettings(Settings):
     patch_lr: int = Field(32, ge=8, le=64, description="px; side of a small patch; paper: 64 for x2, 50 for x4")
     int8: bool = Field(False, description="weights and values between layers in 8 bits, simulated; ranges are learned")
     tile: int = Field(0, ge=0, le=4096, description="px; side of the tiles that run one by one; 0: the whole picture")
-    height: int = Field(0, ge=0, le=8192, description="px; of the sample that is timed; 0: 720 / scale, paper, table 1")
-    width: int = Field(0, ge=0, le=8192, description="px; of the sample that is timed; 0: 1280 / scale, paper, table 1")
+    height: int = Field(
+        0, ge=0, le=8192, description="px; of the sample that is timed; 0: 720 / scale, as in the paper"
+    )
+    width: int = Field(
+        0, ge=0, le=8192, description="px; of the sample that is timed; 0: 1280 / scale, as in the paper"
+    )
     fold: bool = Field(True, description="the form for inference: every linear block as one convolution")
 
 
