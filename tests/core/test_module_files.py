@@ -110,7 +110,7 @@ def test_a_network_of_timm_is_built_by_name_without_fetching(
 
     timm = SimpleNamespace(list_models=lambda: ["mixed_tiny"], create_model=create_model)
     monkeypatch.setitem(sys.modules, "timm", timm)
-    assert torch.equal(load_saved(tmp_path).run(model.sample), model.run(model.sample))
+    assert torch.equal(load_saved(tmp_path).module()(*model.sample), model.module()(*model.sample))
     assert asked == [("mixed_tiny", False)]
 
 

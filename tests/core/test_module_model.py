@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -405,3 +406,42 @@ def test_a_function_that_a_module_holds_is_part_of_what_it_is() -> None:
         made.load_state_dict(one.state_dict())
         prints.add(ModuleModel(made, torch.zeros(1, 3)).fingerprint())
     assert len(prints) == 5
+
+
+def test_whatever_an_attribute_holds_is_part_of_what_a_module_is() -> None:
+    @dataclass
+    class Config:
+        loops: int
+
+    class Held(nn.Module):
+        def __init__(self, value: object, name: str = "value") -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+            setattr(self, name, value)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x)
+
+    torch.manual_seed(0)
+    state = Held(0).state_dict()
+
+    def fingerprint(value: object, name: str = "value") -> str:
+        made = Held(value, name)
+        made.load_state_dict(state)
+        return ModuleModel(made, torch.zeros(1, 3)).fingerprint()
+
+    values = [
+        {"a": 1},
+        {"a": 2},
+        Config(1),
+        Config(2),
+        np.zeros(2),
+        np.ones(2),
+        {1, 2},
+        {1, 3},
+        torch.ones(1),
+        (1, [2]),
+    ]
+    prints = [fingerprint(value) for value in values] + [fingerprint(1, "_k"), fingerprint(2, "_k")]
+    assert len(set(prints)) == len(prints)
+    assert prints[2] == fingerprint(Config(1)) and prints[4] == fingerprint(np.zeros(2))

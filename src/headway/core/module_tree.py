@@ -5,11 +5,16 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
+import sys
 from collections.abc import Callable, Mapping
-from functools import partial
+from contextlib import suppress
+from dataclasses import fields, is_dataclass
+from functools import cache, partial
+from pathlib import Path
 from types import BuiltinFunctionType, CodeType, FunctionType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -56,44 +61,74 @@ def is_ours(kind: type) -> bool:
     return kind.__module__.split(".")[0] in ("torch", "headway")
 
 
+_INTERNAL = {*vars(nn.Module()), "kernel_calls"}
+"""Attributes that every module has, and what counts while one runs."""
+
+
 def structure_digest(module: nn.Module, digest: Any) -> None:
-    """Feed `digest` with the tree: paths, classes, plain attributes and functions, the source of users' classes."""
-    sources: set[type] = set()
+    """Feed `digest` with the tree: paths, classes, what their attributes hold, the source of users' packages.
+
+    Of an attribute of a kind that is not known here (a file, a thread), only the name counts.
+    """
+    seen: set[type] = set()
     for path, child in module.named_modules():
         kind = type(child)
         digest.update(f"\n{path}|{kind.__qualname__}".encode())
         for key, value in sorted(vars(child).items()):
-            if key.startswith("_") or key in ("training", "kernel_calls"):
-                continue
-            if _is_plain(value):
-                digest.update(f"|{key}={value!r}".encode())
-            elif isinstance(value, (FunctionType, BuiltinFunctionType, partial, type)):
-                digest.update(f"|{key}={_code(value)}".encode())
-        if kind not in sources and not is_ours(kind):
-            sources.add(kind)
-            try:
-                digest.update(inspect.getsource(kind).encode())
-            except (OSError, TypeError):
-                digest.update(b"|no source")
+            if key not in _INTERNAL:
+                digest.update(f"|{key}={_held(value)}".encode())
+        if kind in seen or is_ours(kind):
+            continue
+        seen.add(kind)
+        digest.update(_sources(kind.__module__.partition(".")[0]))
+        with suppress(OSError, TypeError):  # of a class from nowhere only the name is known
+            digest.update(inspect.getsource(kind).encode())
+
+
+def _held(value: Any) -> str:
+    """What an attribute holds, as text that two equal values share."""
+    if isinstance(value, _PLAIN):
+        return repr(value)
+    if isinstance(value, (FunctionType, BuiltinFunctionType, partial, type)):
+        return _code(value)
+    if isinstance(value, Tensor):
+        return tensor_digest(value).hex()
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype}{value.shape}{hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()}"
+    if isinstance(value, Mapping):
+        return str(sorted((repr(key), _held(each)) for key, each in value.items()))
+    if isinstance(value, (set, frozenset)):
+        return str(sorted(_held(each) for each in value))
+    if isinstance(value, (tuple, list)):
+        return str([_held(each) for each in value])
+    if is_dataclass(value):
+        return f"{type(value).__qualname__}{[(item.name, _held(getattr(value, item.name))) for item in fields(value)]}"
+    return "?"
+
+
+@cache
+def _sources(package: str) -> bytes:
+    """Digest of the files of a package that are loaded: what a class does may stand in any of them."""
+    digest = hashlib.sha256()
+    for name, loaded in sorted(sys.modules.items()):
+        path = getattr(loaded, "__file__", None)
+        if name.partition(".")[0] == package and path and Path(path).suffix == ".py":
+            with suppress(OSError):
+                digest.update(Path(path).read_bytes())
+    return digest.digest()
 
 
 def _code(value: Any) -> str:
     """What a function or a class that a module holds does, as far as its name and its byte code tell."""
     if isinstance(value, partial):
-        return f"{_code(value.func)}{value.args!r}{sorted(value.keywords.items())!r}"
+        return f"{_code(value.func)}{_held(value.args)}{_held(value.keywords)}"
     code = getattr(value, "__code__", None)
     inside = "" if code is None else f"{code.co_code.hex()}{code.co_names}{code.co_varnames}{_constants(code)}"
     return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', '')}{inside}"
 
 
-def _constants(code: CodeType) -> list[str]:
-    return [_constants(part).__repr__() if isinstance(part, CodeType) else repr(part) for part in code.co_consts]
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, (tuple, list)):
-        return all(_is_plain(part) for part in value)
-    return isinstance(value, _PLAIN)
+def _constants(code: CodeType) -> str:
+    return str([_constants(part) if isinstance(part, CodeType) else repr(part) for part in code.co_consts])
 
 
 def tensor_digest(tensor: Tensor) -> bytes:

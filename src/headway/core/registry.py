@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 from headway.core.card import KINDS, Card
 from headway.core.errors import EXTRAS, BadInput, HeadwayError
+from headway.core.files import sha256_file
+from headway.core.recipe_text import NAME
 from headway.core.slots import SLOTS
 
 if TYPE_CHECKING:
@@ -57,7 +59,7 @@ class Entry:
         """
         from headway.core.system import System
 
-        with self._blamed():
+        with self.blamed():
             module = importlib.import_module(self.module)
             kinds = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, System)]
             found = [kind for kind in kinds if getattr(kind, "card", None) is module.SYSTEM]
@@ -68,11 +70,11 @@ class Entry:
 
     def imported(self, module: str) -> ModuleType:
         """A module of the system's; raises `BrokenPlugIn` for whatever a plug-in's raises."""
-        with self._blamed():
+        with self.blamed():
             return importlib.import_module(module)
 
     @contextmanager
-    def _blamed(self) -> Iterator[None]:
+    def blamed(self) -> Iterator[None]:
         """Whatever a plug-in raises inside is its fault, but for an optional package of Headway's that is missing."""
         try:
             yield
@@ -91,6 +93,13 @@ class Entry:
             if find_source(name) is not None:
                 return name
         return None
+
+
+@cache
+def source_digest(module: str) -> str:
+    """Of a module's source, so that what a system made before it was edited is not taken for what it makes now."""
+    path = find_source(module)
+    return sha256_file(path)[:16] if path is not None and path.is_file() else ""
 
 
 def _said(error: BaseException) -> str:
@@ -214,6 +223,8 @@ def _plug_in(point: EntryPoint, known: dict[str, Entry]) -> Entry:
         raise BrokenPlugIn(point.name, module, f"no kind {card.kind!r}", f"kinds are: {', '.join(KINDS)}")
     if card.slot not in SLOTS:
         raise BrokenPlugIn(point.name, module, f"no slot {card.slot!r}", f"slots are: {', '.join(SLOTS)}")
+    if not NAME.fullmatch(card.slug):
+        raise BrokenPlugIn(point.name, module, f"{card.slug!r} is no name a recipe can have", "use a-z, 0-9 and -")
     if card.slug in known:
         taken = known[card.slug]
         owner = taken.module if taken.plug_in else "Headway itself"

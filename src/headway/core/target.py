@@ -129,6 +129,13 @@ class Target:
         twice = [name for name in names if names.count(name) > 1]
         if twice:
             raise BadInput(f"target {self.name!r} has the memory level {twice[0]!r} twice", "leave one of them out")
+        for level in self.memory:
+            if level.shared_by < 1 or level.latency_s > MOST_DISPATCH_S:
+                has = f"shared_by={level.shared_by}, latency_s={level.latency_s:g}"
+                what = f"target {self.name!r}: level {level.level} has {has}"
+                raise BadInput(what, f"a level has 1 core or more, and takes under {MOST_DISPATCH_S:g} s")
+        if any(kernel.threads < 1 for kernel in self.kernels):
+            raise BadInput(f"target {self.name!r} has a kernel on 0 threads", "leave it out, or run: headway probe")
         if self.dispatch_s > MOST_DISPATCH_S:
             what = f"target {self.name!r}: dispatch_s={self.dispatch_s:g}: no operator takes over {MOST_DISPATCH_S:g} s"
             raise BadInput(what, "give seconds, or run: headway probe")

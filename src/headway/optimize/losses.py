@@ -69,12 +69,13 @@ def make_space(subject: Subject, context: Context, request: Request, until: floa
             continue
         try:
             system = entry.load()
+            with entry.blamed():
+                if not system.applies(subject.model, context.target):
+                    continue
+                options = [dict(option) for option in system.options(subject.model, context.target)]
         except BrokenPlugIn as error:
             context.progress.note(f"left out: {error}")
             continue
-        if not system.applies(subject.model, context.target):
-            continue
-        options = [dict(option) for option in system.options(subject.model, context.target)]
         if isinstance(system, WeightTransform):
             weights.append((slug, system, options))
         elif isinstance(system, Policy):

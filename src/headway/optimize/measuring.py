@@ -12,6 +12,7 @@ from headway.core.jsontext import plain
 from headway.core.measure import Timing, compare
 from headway.core.model import Model
 from headway.core.recipe import Recipe
+from headway.core.registry import source_digest, systems
 from headway.core.system import Context
 from headway.optimize import footprint
 from headway.optimize.applying import apply_recipe
@@ -165,7 +166,10 @@ class Bench:
 
     def _key(self, cache: StepCache, what: str, *parts: Any) -> str:
         machine = [self.context.target.fingerprint, self.context.threads, self.context.seed]
-        return cache.key(what, self.subject.model.fingerprint(), self.subject.describe(), machine, *parts)
+        # A system that was edited since makes something else of the same recipe.
+        named = str(parts)
+        sources = [source_digest(entry.module) for slug, entry in sorted(systems().items()) if slug in named]
+        return cache.key(what, self.subject.model.fingerprint(), self.subject.describe(), machine, sources, *parts)
 
     def _holds(self, what: str, *parts: Any) -> bool:
         cache = self.context.cache

@@ -118,7 +118,10 @@ class Search:
         self.measured = [Candidate.from_json(each) for each in found["measured"]]
         self.context.calibration = self.context.calibration[: found["calibration"]]
         self.context.notes += found["notes"]
-        self.request.progress.note("this search was made before: its candidates are taken over, the best is proven")
+        cut = ", until its time was up: a longer --time goes on" if found["late"] else ""
+        self.request.progress.note(
+            f"this search was made before{cut}; its candidates are taken over, the best is proven"
+        )
         return True
 
     def remember(self) -> None:
@@ -128,6 +131,7 @@ class Search:
                 "measured": [{**candidate.as_json(), "raw_loss": candidate.raw_loss} for candidate in self.measured],
                 "calibration": len(self.context.calibration),
                 "notes": self.context.notes,
+                "late": self.late,
             },
             *self._asked(),
         )

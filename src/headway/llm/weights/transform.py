@@ -16,6 +16,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from headway.core.model import Model, Site
+from headway.core.registry import source_digest
 from headway.core.system import YES, Context, Costs, Transform, Verdict, WeightSettings, no, sites_taken
 from headway.core.target import Target
 from headway.core.weight import F32, Weight
@@ -98,9 +99,9 @@ class WeightTransform(Transform[S]):
         def one(site: Site) -> tuple[str, Weight]:
             if context.cache is None:
                 return site.name, build(site)
-            what = settings.model_dump(exclude={"only", "skip"})
+            what, source = settings.model_dump(exclude={"only", "skip"}), source_digest(type(self).__module__)
             depends = [weight_digest(model.weight(site.name)).hex(), [site.name, *calibrated] if calibrated else []]
-            key = context.cache.key("weight", self.card.slug, self.version, what, *depends)
+            key = context.cache.key("weight", self.card.slug, self.version, source, what, *depends)
             return site.name, _kept(context.cache.folder(key, lambda folder: _keep(build(site), folder)))
 
         with ThreadPoolExecutor(max(1, context.threads)) as pool:

@@ -104,9 +104,9 @@ class _Listener(TorchFunctionMode):
         heard = any(self._depends(each) for each in tensors)
         if heard and raw in _READS_VALUES:
             raise NotNative(f"{raw} of what depends on the image")
-        versions = [each._version for each in tensors]
+        versions = [_version(each) for each in tensors]
         result = function(*args, **kwargs)
-        wrote = [each for each, before in zip(tensors, versions, strict=True) if each._version != before]
+        wrote = [each for each, before in zip(tensors, versions, strict=True) if _version(each) != before]
         made = [
             each for each in (result if isinstance(result, (tuple, list)) else [result]) if isinstance(each, Tensor)
         ]
@@ -179,3 +179,8 @@ def filled(value: Any, tensors: Mapping[Node, Any]) -> Any:
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:
     return a is not b and a.numel() > 0 and a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+
+
+def _version(tensor: Tensor) -> int:
+    """How often it was written to; of what was made in inference mode nobody counts."""
+    return 0 if tensor.is_inference() else tensor._version
