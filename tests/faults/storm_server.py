@@ -179,9 +179,8 @@ def remember_steps(storm: Storm) -> None:
         note("done", depth, entry.name)
 
     def replayed(self: measuring.Bench, what: str, measure: Any, *parts: Any) -> Any:
-        machine = [self.context.target.fingerprint, self.context.threads, self.context.seed]
-        key = StepCache.key(what, self.subject.model.fingerprint(), self.subject.describe(), machine, *parts)
-        answer = storm.answers / key / "value.json"
+        assert self.context.cache is not None
+        answer = storm.answers / self._key(self.context.cache, what, *parts) / "value.json"
 
         def as_then() -> Any:
             found = measure()
