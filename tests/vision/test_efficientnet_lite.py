@@ -11,12 +11,12 @@ import torch
 from headway.core.errors import BadFile, Lacking
 from headway.core.module_model import ModuleModel, load_saved
 from headway.core.module_origin import packaged_folder
+from headway.vision.blocks import SamePad
 from headway.vision.data import pattern, photo, preprocess
 from headway.vision.efficientnet_lite import (
     CHECKPOINTS,
     CONFIGS,
     EfficientNetLite,
-    SamePad,
     efficientnet_lite0,
     load_checkpoint,
     scaled_channels,

@@ -9,13 +9,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headway.core.errors import BadFile
 from headway.core.files import sha256_file
 from headway.core.module_model import ModuleModel
 from headway.core.module_origin import Origin, packaged_folder
+from headway.vision.blocks import SamePad
 from headway.vision.data import image_workload, pattern
 from headway.vision.legacy_pth import read_legacy_pth
 from headway.vision.runtime.net import NativeNet
@@ -74,21 +74,6 @@ def scaled_channels(channels: int, width: float) -> int:
     scaled = channels * width
     rounded = max(8, int(scaled + 4) // 8 * 8)
     return rounded if rounded >= 0.9 * scaled else rounded + 8
-
-
-class SamePad(nn.Module):
-    """Pads so that a convolution gives ceil(size / stride) pixels, the odd pixel to the right and below."""
-
-    def __init__(self, kernel: int, stride: int) -> None:
-        super().__init__()
-        self.kernel = kernel
-        self.stride = stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        height, width = (
-            max((math.ceil(size / self.stride) - 1) * self.stride + self.kernel - size, 0) for size in x.shape[-2:]
-        )
-        return F.pad(x, (width // 2, width - width // 2, height // 2, height - height // 2))
 
 
 class ConvNorm(nn.Module):

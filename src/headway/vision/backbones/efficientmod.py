@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from headway.core.card import Card
 from headway.core.errors import BadInput
 from headway.vision.backbones.base import Backbone, BackboneFamily, BackboneSettings
-from headway.vision.backbones.blocks import DropPath, drop_rates
+from headway.vision.blocks import DropPath, drop_rates
 from headway.vision.fold import affine_then, joined, then_affine
 
 SYSTEM = Card(

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from headway.core.evidence import Evidence
 from headway.core.proof import ProofContext
 from headway.vision.backbones import proof_parts as parts
-from headway.vision.backbones.blocks import ConvNorm
 from headway.vision.backbones.efficientmod import SYSTEM, Config, EfficientMod, EfficientModFamily, Modulation
+from headway.vision.blocks import ConvNorm
 from headway.vision.fold import fold, relative_error
 from headway.vision.train import Recipe
 

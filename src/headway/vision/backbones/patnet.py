@@ -38,8 +38,8 @@ from torch import Tensor, nn
 from headway.core.card import Card
 from headway.core.errors import BadInput
 from headway.vision.backbones.base import Backbone, BackboneFamily, BackboneSettings
-from headway.vision.backbones.blocks import ConvNorm, DropPath, drop_rates
 from headway.vision.backbones.patnet_mixers import ChannelMixer, PixelMixer
+from headway.vision.blocks import ConvNorm, DropPath, drop_rates
 from headway.vision.fold import affine_then, scale_shift, then_affine, then_pointwise, with_values
 
 SYSTEM = Card(

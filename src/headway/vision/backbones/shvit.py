@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from headway.core.card import Card
 from headway.core.errors import BadInput
 from headway.vision.backbones.base import Backbone, BackboneFamily, BackboneSettings, check_partial
-from headway.vision.backbones.blocks import ConvNorm, NormLinear, Residual, SqueezeExcite, TwoHeads, multiple_of
+from headway.vision.blocks import ConvNorm, NormLinear, Residual, SqueezeExcite, TwoHeads, multiple_of
 from headway.vision.fold import averaged
 
 SYSTEM = Card(

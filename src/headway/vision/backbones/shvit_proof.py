@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from headway.core.evidence import Evidence
 from headway.core.proof import ProofContext
 from headway.vision.backbones import proof_parts as parts
-from headway.vision.backbones.blocks import ConvNorm
 from headway.vision.backbones.shvit import (
     CONFIGS,
     QUERY,
@@ -28,6 +27,7 @@ from headway.vision.backbones.shvit import (
     Shvit,
     SingleHeadAttention,
 )
+from headway.vision.blocks import ConvNorm
 from headway.vision.train import Recipe
 
 BASELINE = "MobileViTv2-1.0 of timm at 256x256, folded too, in its best layout of memory, interleaved"

@@ -9,25 +9,17 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headway.core.errors import BadInput
-from headway.vision.backbones.blocks import SqueezeExcite, multiple_of
-from headway.vision.efficientnet_lite import SamePad
-from headway.vision.fold import scale_shift, then_affine
-from headway.vision.search.blocks import ACTS
+from headway.vision.blocks import ConvNormAct, SqueezeExcite, multiple_of
 
 Kind = Literal["I", "N", "F", "T"]
 
 
-class SameConv(nn.Module):
-    """Convolution, batch norm, activation: (n, inside, h, w) -> (n, out, ceil(h/stride), ceil(w/stride)).
-
-    Where a stride leaves an odd number of pixels to pad, the odd one is to the right and below. decay: of the norm's
-    running statistics.
-    """
+class SameConv(ConvNormAct):
+    """With TensorFlow's padding, and its defaults of the norm. decay: of the norm's running statistics."""
 
     def __init__(
         self,
@@ -41,28 +33,7 @@ class SameConv(nn.Module):
         eps: float = 0.01,
         decay: float = 0.99,
     ) -> None:
-        super().__init__()
-        self.pad = SamePad(kernel, stride) if stride > 1 else nn.Identity()
-        padding = kernel // 2 if stride == 1 else 0
-        self.conv = nn.Conv2d(inside, out, kernel, stride, padding, groups=groups, bias=False)
-        self.norm = nn.BatchNorm2d(out, eps=eps, momentum=1.0 - decay)
-        self.act = ACTS[act]()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.norm(self.conv(self.pad(x))))
-
-    def folded(self) -> nn.Module:
-        parts = [self.pad, then_affine(self.conv, *scale_shift(self.norm)), self.act]
-        kept = [part for part in parts if not isinstance(part, nn.Identity)]
-        return kept[0] if len(kept) == 1 else nn.Sequential(*kept)
-
-
-class SwishGate(SqueezeExcite):
-    """Squeeze-and-excitation whose hidden units are h-swish."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = F.hardswish(self.fc1(x.mean((2, 3), keepdim=True)))
-        return x * torch.sigmoid(self.fc2(hidden))
+        super().__init__(inside, out, kernel, stride, groups, act=act, eps=eps, momentum=1.0 - decay, same=True)
 
 
 @dataclass(frozen=True)
@@ -117,7 +88,7 @@ class Block(nn.Module):
             expand = [SameConv(inside, wide, act=act)] if spec.kind == "I" else []
             layers = [*expand, SameConv(wide, wide, kernel, stride, wide, act=act)]
         if gate:
-            layers.append(SwishGate(wide, multiple_of(wide / 4)))
+            layers.append(SqueezeExcite(wide, multiple_of(wide / 4), act=F.hardswish))
         self.layers = nn.Sequential(*layers, SameConv(wide, out, act="none"))
         self.residual = not spec.plain and stride == 1 and inside == out
 

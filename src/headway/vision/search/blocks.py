@@ -6,26 +6,13 @@ classifier. Its layers know the key under which a cost table holds them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headway.core.errors import BadInput
-
-ACTS: dict[str, Callable[[], nn.Module]] = {
-    "none": nn.Identity,
-    "relu": nn.ReLU,
-    "relu6": nn.ReLU6,
-    "hswish": nn.Hardswish,
-}
-
-
-def make_divisible(value: float, divisor: int = 8) -> int:
-    """The nearest multiple of `divisor` that is at least `divisor` and loses less than a tenth of `value`."""
-    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
-    return rounded + divisor if rounded < 0.9 * value else rounded
+from headway.vision.blocks import ACTS, ConvNormAct, SqueezeExcite
 
 
 @dataclass(frozen=True)
@@ -152,39 +139,6 @@ class NetSpec:
         return PlainNet(self)
 
 
-class ConvNormAct(nn.Sequential):
-    """See `ConvSpec`; also the parts of an inverted residual (`groups`)."""
-
-    def __init__(
-        self,
-        inside: int,
-        out: int,
-        kernel: int = 1,
-        stride: int = 1,
-        groups: int = 1,
-        *,
-        act: str = "relu6",
-        bias: bool = False,
-        eps: float = 1e-3,
-    ) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(inside, out, kernel, stride, kernel // 2, groups=groups, bias=bias)
-        self.norm = nn.BatchNorm2d(out, eps=eps)
-        self.act = ACTS[act]()
-
-
-class SqueezeExcite(nn.Module):
-    """Channels scaled by a gate of their means: hard sigmoid of two 1x1 layers (MobileNetV3)."""
-
-    def __init__(self, channels: int, hidden: int) -> None:
-        super().__init__()
-        self.reduce = nn.Conv2d(channels, hidden, 1)
-        self.expand = nn.Conv2d(hidden, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * F.hardsigmoid(self.expand(F.relu(self.reduce(x.mean((2, 3), keepdim=True)))))
-
-
 class MBConv(nn.Module):
     """See `BlockSpec`."""
 
@@ -197,7 +151,7 @@ class MBConv(nn.Module):
         )
         self.shuffle = nn.ChannelShuffle(spec.groups) if spec.groups > 1 else nn.Identity()
         self.depthwise = ConvNormAct(wide, wide, spec.kernel, spec.stride, wide, act=spec.act, **form)
-        self.squeeze = SqueezeExcite(wide, spec.squeeze) if spec.squeeze else nn.Identity()
+        self.squeeze = SqueezeExcite(wide, spec.squeeze, gate=F.hardsigmoid) if spec.squeeze else nn.Identity()
         self.project = ConvNormAct(wide, spec.out, groups=spec.groups, act="none", **form)
         self.residual = spec.residual
 

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headway.vision.search.blocks import ACTS, BlockSpec, PlainNet, initialise, make_divisible
+from headway.vision.blocks import ACTS, make_divisible
+from headway.vision.search.blocks import BlockSpec, PlainNet, initialise
 from headway.vision.search.space import Genotype
 from headway.vision.search.stagewise import Place, Stagewise
 
@@ -110,10 +111,10 @@ class ElasticBlock(nn.Module):
             hidden = make_divisible(middle // 4)
             assert reduce.bias is not None and expand.bias is not None
             made |= {
-                "squeeze.reduce.weight": reduce.weight[:hidden, :middle],
-                "squeeze.reduce.bias": reduce.bias[:hidden],
-                "squeeze.expand.weight": expand.weight[:middle, :hidden],
-                "squeeze.expand.bias": expand.bias[:middle],
+                "squeeze.fc1.weight": reduce.weight[:hidden, :middle],
+                "squeeze.fc1.bias": reduce.bias[:hidden],
+                "squeeze.fc2.weight": expand.weight[:middle, :hidden],
+                "squeeze.fc2.bias": expand.bias[:middle],
             }
         return made
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from headway.vision.search.blocks import BlockSpec, ConvSpec, HeadSpec, NetSpec, make_divisible
+from headway.vision.blocks import make_divisible
+from headway.vision.search.blocks import BlockSpec, ConvSpec, HeadSpec, NetSpec
 from headway.vision.search.network import Macro
 from headway.vision.search.stagewise import Stage, Stagewise
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from headway.core.errors import BadInput
-from headway.vision.search.blocks import BlockSpec, ConvSpec, HeadSpec, LayerSpec, NetSpec, make_divisible
+from headway.vision.blocks import make_divisible
+from headway.vision.search.blocks import BlockSpec, ConvSpec, HeadSpec, LayerSpec, NetSpec
 from headway.vision.search.space import Choice, Genotype, SearchSpace
 
 BIT_KINDS = ("pww", "pwa", "dww", "dwa")

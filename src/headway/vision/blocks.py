@@ -1,11 +1,72 @@
-"""What the families' blocks are made of; each knows its shorter form for inference (`headway.vision.fold`)."""
+"""What networks over images are made of; the parts that fold know their shorter form (`headway.vision.fold`)."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headway.vision.fold import affine_then, averaged, keeps_shape, plus_identity, scale_shift, then_affine
+
+ACTS: dict[str, Callable[[], nn.Module]] = {
+    "none": nn.Identity,
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "hswish": nn.Hardswish,
+}
+
+
+class SamePad(nn.Module):
+    """Pads so that a convolution gives ceil(size / stride) pixels, the odd pixel to the right and below."""
+
+    def __init__(self, kernel: int, stride: int) -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = (
+            max((math.ceil(size / self.stride) - 1) * self.stride + self.kernel - size, 0) for size in x.shape[-2:]
+        )
+        return F.pad(x, (width // 2, width - width // 2, height // 2, height - height // 2))
+
+
+class ConvNormAct(nn.Sequential):
+    """Convolution, batch norm, activation: (n, inside, h, w) -> (n, out, ceil(h/stride), ceil(w/stride)).
+
+    same: TensorFlow's padding (`SamePad`) where there is a stride.
+    """
+
+    def __init__(
+        self,
+        inside: int,
+        out: int,
+        kernel: int = 1,
+        stride: int = 1,
+        groups: int = 1,
+        *,
+        act: str = "relu6",
+        bias: bool = False,
+        eps: float = 1e-3,
+        momentum: float = 0.1,
+        same: bool = False,
+    ) -> None:
+        super().__init__()
+        if same and stride > 1:
+            self.pad = SamePad(kernel, stride)
+        padding = 0 if same and stride > 1 else kernel // 2
+        self.conv = nn.Conv2d(inside, out, kernel, stride, padding, groups=groups, bias=bias)
+        self.norm = nn.BatchNorm2d(out, eps=eps, momentum=momentum)
+        self.act = ACTS[act]()
+
+    def folded(self) -> nn.Module:
+        pad = [self.pad] if hasattr(self, "pad") else []
+        act = [] if isinstance(self.act, nn.Identity) else [self.act]
+        parts = [*pad, then_affine(self.conv, *scale_shift(self.norm)), *act]
+        return parts[0] if len(parts) == 1 else nn.Sequential(*parts)
 
 
 class ConvNorm(nn.Module):
@@ -80,16 +141,27 @@ class TwoHeads(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Gates every channel by what its mean says of all channels: (n, c, h, w) -> the same shape."""
+    """Gates every channel by what its mean says of all channels: (n, c, h, w) -> the same shape.
 
-    def __init__(self, channels: int, inner: int) -> None:
+    act: of the hidden units. MobileNetV3's gate is the hard sigmoid.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        inner: int,
+        act: Callable[[Tensor], Tensor] = torch.relu,
+        gate: Callable[[Tensor], Tensor] = torch.sigmoid,
+    ) -> None:
         super().__init__()
         self.fc1 = nn.Conv2d(channels, inner, 1)
         self.fc2 = nn.Conv2d(inner, channels, 1)
+        self.act = act
+        self.gate = gate
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = x.mean((2, 3), keepdim=True)
-        return x * torch.sigmoid(self.fc2(torch.relu(self.fc1(pooled))))
+        return x * self.gate(self.fc2(self.act(self.fc1(pooled))))
 
 
 class DropPath(nn.Module):
@@ -109,6 +181,12 @@ class DropPath(nn.Module):
 def multiple_of(value: float, divisor: int = 8) -> int:
     """The nearest multiple, at least one."""
     return max(divisor, int(value + divisor / 2) // divisor * divisor)
+
+
+def make_divisible(value: float, divisor: int = 8) -> int:
+    """The nearest multiple, at least one, that loses less than a tenth of `value`."""
+    rounded = multiple_of(value, divisor)
+    return rounded + divisor if rounded < 0.9 * value else rounded
 
 
 def drop_rates(last: float, blocks: int) -> list[float]:
