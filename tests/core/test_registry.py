@@ -216,3 +216,15 @@ def test_a_broken_plug_in_that_is_asked_for_is_bad_input_in_one_line(plug_ins: P
     last = done.stderr.splitlines()[-1]
     assert last.startswith(f"headway: plug-in '{name}' (") and why in last and "; " in last
     assert "Traceback" not in done.stderr
+
+
+def test_the_digest_of_a_source_follows_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from headway.core.registry import source_digest
+
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "edited_system.py").write_text("A = 1")
+    first = source_digest("edited_system")
+    (tmp_path / "edited_system.py").write_text("A = 2")
+    source_digest.cache_clear()
+    assert first and source_digest("edited_system") != first
+    assert source_digest("no_such_module_at_all") == ""

@@ -20,7 +20,7 @@ from headway.core.recipe import Recipe
 from headway.core.registry import BrokenPlugIn, Entry, entry
 from headway.core.system import Context
 from headway.llm.weights.dense import DenseWeight
-from headway.optimize import api, losses
+from headway.optimize import api, applying, losses
 from headway.optimize.losses import Moments, calibrate_in, choice_table
 
 
@@ -108,6 +108,27 @@ def test_a_plug_in_that_cannot_be_imported_is_left_out_of_the_search(
     assert context.progress.said == [
         "left out: plug-in 'broken' (broken_plug_in): RuntimeError: two lines; mend or uninstall it"
     ]
+
+
+def test_what_a_plug_in_raises_when_it_is_asked_is_its_own_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("inside")
+
+    card = Card("raising", "t", "p", "transform", "weights", "s", "c")
+    found = Entry(card, "raising_plug_in", plug_in=True)
+    held: Any = SimpleNamespace(card=card, applies=fail)
+    monkeypatch.setattr(Entry, "load", lambda self: held)
+    monkeypatch.setattr(losses, "systems", lambda: {"raising": found})
+    request: Any = SimpleNamespace(recipe=Recipe(), without=(), only=())
+    subject: Any = SimpleNamespace(model=SimpleNamespace(name="m"))
+    context: Any = SimpleNamespace(progress=Notes(), target=None)
+    with pytest.raises(BadInput, match="no system applies"):
+        losses.make_space(subject, context, request)
+    assert len(context.progress.said) == 1 and "ZeroDivisionError: inside" in context.progress.said[0]
+    monkeypatch.setattr(applying, "entry", lambda _: found)
+    monkeypatch.setattr(applying, "prepared", lambda _: [(held, None)])
+    with pytest.raises(BrokenPlugIn, match="ZeroDivisionError: inside"):
+        applying.check(Recipe(), subject.model, None)
 
 
 @pytest.mark.usefixtures("home")

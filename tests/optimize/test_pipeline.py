@@ -91,6 +91,14 @@ def test_a_second_run_measures_nothing_and_answers_the_same(tiny: Path, monkeypa
     assert second.evidence.notes == first.evidence.notes
     with pytest.raises(AssertionError, match="measured again"):  # more time: the search goes on
         run(tiny, "quality>=0.9", time_s=500.0)
+    for other in ({"seed": 1}, {"only": ["int8"]}, {"minimize": "memory"}):  # nor is another search this one
+        with pytest.raises(AssertionError, match="measured again"):
+            run(tiny, "quality>=0.9", **other)
+    with pytest.raises(AssertionError, match="measured again"):
+        run(tiny, "quality>=0.8")
+    monkeypatch.setattr("headway.optimize.measuring.source_digest", lambda module: "edited since")
+    with pytest.raises(AssertionError, match="measured again"):
+        run(tiny, "quality>=0.9")
 
 
 def test_an_interrupted_search_goes_on_where_it_was(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

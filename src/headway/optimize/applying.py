@@ -11,7 +11,7 @@ from headway.core.errors import BadInput
 from headway.core.model import Model
 from headway.core.patterns import compiled, matches
 from headway.core.recipe import Recipe
-from headway.core.registry import system
+from headway.core.registry import entry, system
 from headway.core.system import Context, Policy, Settings, System, Transform, WeightSettings, sites_taken
 from headway.core.units import nearest
 from headway.llm.weights.transform import WeightTransform
@@ -72,9 +72,10 @@ def _some(names: Sequence[str]) -> str:
 def check(recipe: Recipe, model: Model, target: Any) -> None:
     """Raise `BadInput` when a system does not apply to this model here, takes no site, or two take the same one."""
     for found, _ in prepared(recipe):
-        verdict = found.applies(model, target)
+        slug = found.card.slug
+        with entry(slug).blamed():
+            verdict = found.applies(model, target)
         if not verdict:
-            slug = found.card.slug
             raise BadInput(f"{slug} does not apply to {model.name}: {verdict.reason}", f"leave {slug} out")
     check_sites(recipe, model)
 
@@ -92,8 +93,9 @@ def apply_recipe(recipe: Recipe, model: Model, context: Context) -> Model:
     check(recipe, model, context.target)
     context = replace(context, original=context.original or model)
     for found, settings in prepared(recipe):
-        if isinstance(found, Transform):
-            model = found.apply(model, settings, context)
-        elif isinstance(found, Policy):
-            model = found.plug(model, settings, context)
+        with entry(found.card.slug).blamed():
+            if isinstance(found, Transform):
+                model = found.apply(model, settings, context)
+            elif isinstance(found, Policy):
+                model = found.plug(model, settings, context)
     return model

@@ -116,6 +116,17 @@ def test_a_weight_from_the_cache_is_the_weight_that_was_made(tmp_path: Path) -> 
             np.testing.assert_array_equal(a.dequantize(), b.dequantize())
 
 
+def test_a_system_that_was_edited_makes_its_weights_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, before = StepCache(tmp_path), model()
+    Int8().apply(before, Int8Settings(), context(cache))
+    made = cache.misses
+    Int8().apply(before, Int8Settings(), context(cache))
+    assert cache.misses == made
+    monkeypatch.setattr("headway.llm.weights.transform.source_digest", lambda module: "edited since")
+    Int8().apply(before, Int8Settings(), context(cache))
+    assert cache.misses == 2 * made
+
+
 def test_calibration_is_asked_for_where_it_is_missing() -> None:
     with pytest.raises(BadInput, match="no calibration inputs"):
         Int4().apply(model(), Int4Settings(), context(inputs=0))

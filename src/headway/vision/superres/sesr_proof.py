@@ -19,6 +19,7 @@ from headway.core.cache import StepCache
 from headway.core.evidence import Evidence
 from headway.core.measure import compare
 from headway.core.proof import ProofContext
+from headway.core.threads import on_threads
 from headway.vision.count import count
 from headway.vision.fold import fold, relative_error
 from headway.vision.superres.linear_block import LinearBlock, delta_of
@@ -43,16 +44,12 @@ COUNTS = {
 
 def prove(context: ProofContext) -> Evidence:
     evidence = context.begin(SYSTEM.slug, context.threads or 1)
-    before = torch.get_num_threads()
-    torch.set_num_threads(context.threads or 1)
-    try:
+    with on_threads(context.threads or 1):
         exactness(evidence)
         counts(evidence)
         training_step(evidence, context)
         doubled = quality(evidence, context)
         deployment(evidence, context, doubled)
-    finally:
-        torch.set_num_threads(before)
     return evidence
 
 
