@@ -71,3 +71,25 @@ def test_a_loss_that_is_no_number_is_refused() -> None:
     training = _training()
     with pytest.raises(BadInput, match="step 0: the loss is not a number"):
         fit(training, lambda index: training.module(torch.full((4, 4), float("nan"))).sum(), 2)
+
+
+def test_an_update_that_is_interrupted_half_way_is_never_what_is_kept(tmp_path: Path) -> None:
+    whole = _training()
+    losses = fit(whole, _step(whole), 12, seed=7)
+
+    stopped = _training()
+    real, calls = stopped.optimizer.step, []
+
+    def half() -> None:
+        real()
+        calls.append(None)
+        if len(calls) == 6:
+            raise KeyboardInterrupt  # the weights have moved, the schedule has not
+
+    stopped.optimizer.step = half  # type: ignore[method-assign,assignment]
+    with pytest.raises(KeyboardInterrupt):
+        fit(stopped, _step(stopped), 12, seed=7, checkpoint=tmp_path / "state", every=2)
+    resumed = _training()
+    assert fit(resumed, _step(resumed), 12, seed=7, checkpoint=tmp_path / "state") == losses
+    for mine, wanted in zip(resumed.module.state_dict().values(), whole.module.state_dict().values(), strict=True):
+        assert torch.equal(mine, wanted)

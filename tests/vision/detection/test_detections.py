@@ -64,3 +64,9 @@ def test_many_detections_are_cut_at_a_hundred_and_small_images_refused() -> None
     with pytest.raises(BadInput, match="at least 33"):
         detect(lambda x: x, torch.zeros(1, 3, 32, 32))
     assert detect(lambda x: (codes[:0], logits[:0]), torch.zeros(0, 3, size, size)) == []
+
+
+def test_what_the_released_detectors_suppress_with() -> None:
+    apart = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 0.58], [0.0, 0.0, 1.0, 0.64]])  # overlaps 0.58 and 0.64
+    found = suppress(apart, torch.tensor([[0.9], [0.8], [0.7]]))
+    assert found.scores.tolist() == pytest.approx([0.9, 0.8])

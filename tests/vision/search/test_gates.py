@@ -7,15 +7,16 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from searching import images
 from torch import nn
 
 from headway.vision.search.blocks import ConvSpec, HeadSpec
 from headway.vision.search.gates import GateStep, keep_unsampled, regularised, straight_through
-from headway.vision.search.layerwise import Layer, Layerwise
+from headway.vision.search.layerwise import Layer, Layerwise, d400
 from headway.vision.search.live_bytes import peak_bytes
 from headway.vision.search.proxylessnas import ArchNet
 from headway.vision.search.proxylessnas_nets import OPS
-from headway.vision.search.supernet import one_path
+from headway.vision.search.supernet import SuperNet, one_path, path_accuracy
 
 
 def small() -> Layerwise:
@@ -152,3 +153,18 @@ def test_recomputing_needs_the_memory_of_one_path_and_not_of_all() -> None:
     single = peak_bytes(lambda: F.cross_entropy(net(x, one_path(largest)), y).backward())
     assert step("full_v2") <= 1.15 * single
     assert step("full_v2") <= step("full") / 3
+
+
+def test_a_path_is_judged_by_the_statistics_of_its_own_batches() -> None:
+    torch.manual_seed(0)
+    net = SuperNet(d400())
+    split = images().valid
+    indices = [0] * len(net.layers)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    judged = path_accuracy(net, indices, split)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    for norm in net.modules():
+        if isinstance(norm, nn.BatchNorm2d):  # of other paths: they may not count
+            norm.running_mean = torch.randn(norm.num_features)
+            norm.running_var = torch.rand(norm.num_features) + 5.0
+    assert path_accuracy(net, indices, split) == judged
