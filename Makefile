@@ -19,7 +19,7 @@ native:
 	$(BIN)/pip install -q --no-build-isolation -e .
 
 test: setup
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal --cov --cov-report=
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal $(PYTEST_ARGS)
 
 lint: setup
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports
