@@ -22,7 +22,7 @@ def command(
         str,
         typer.Option(
             "--time",
-            help="How long to search, e.g. 90s. A quarter at most calibrates, once; the proof at the end comes on top.",
+            help="How long to measure and search, e.g. 90s; a quarter at most calibrates. The proof comes on top.",
         ),
     ] = "4m",
     recipe: Annotated[str, typer.Option("--recipe", help="Fixed part that every candidate begins with.")] = "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -83,6 +84,7 @@ def optimize(
     The workload is made of `text`, `data`, `quality` and `context` (see `make_workload`) unless given whole.
     Everything is validated before anything is loaded or run. Raises `BadInput` for what cannot be asked.
     """
+    began = time.monotonic()
     own = quality or (workload.quality if workload is not None and ":" in workload.quality else "")
     parsed = Budget.parse(budget, own_quality=bool(own)) if isinstance(budget, str) else budget
     objective = Objective.parse(minimize) if isinstance(minimize, str) else minimize
@@ -114,6 +116,7 @@ def optimize(
             only=only,
             without=without,
             time_s=time_s,
+            began=began,
             threads=count,
             seed=seed,
             output=folder,

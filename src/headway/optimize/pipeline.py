@@ -104,7 +104,7 @@ class Search:
             request.seed,
             progress=request.progress,
         )
-        deadline = time.monotonic() + request.time_s
+        deadline = request.began + request.time_s
         corrections = Corrections(power=subject.loss_power)
         bench = Bench(subject, context, metrics_limit_s=min(Bench.metrics_limit_s, TIMING * request.time_s))
         # Opened now: a home that cannot be written is found before minutes of measuring.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,7 +44,9 @@ class Request:
     only: Sequence[str] = ()
     without: Sequence[str] = ()
     time_s: float = 240.0
-    """Seconds of search; the proof comes on top."""
+    """Seconds of search since `began`; the proof comes on top."""
+    began: float = field(default_factory=time.monotonic)
+    """By the monotonic clock: loading the model and measuring the machine count."""
     threads: int = 1
     seed: int = 0
     output: Path | None = None
