@@ -136,6 +136,10 @@ def test_the_family_is_a_model_that_its_origin_builds_again(small: Mobiledets) -
     plain = small.build(MobiledetsSettings(image_size=48, classes=3, fold=False))
     outputs: list[tuple[Tensor, Tensor]] = [m.run(m.sample) for m in (model, plain)]
     assert all(relative_error(b, a) < 1e-5 for a, b in zip(*outputs, strict=True))
+    native = plain.module().native()
+    for found, wanted in zip(native(plain.sample[0]), plain.module()(plain.sample[0]), strict=True):
+        assert relative_error(found, wanted) < 1e-5
+    assert not native.reason
     work = model.workload_of(model)
     assert work.metric == "1 - relative error"
     (views,) = work.search[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -54,12 +55,12 @@ def lively(network: nn.Module) -> nn.Module:
     return network.eval()
 
 
-def agree(network: nn.Module, x: Tensor, native: bool = True) -> None:
+def agree(network: nn.Module, x: Tensor) -> NativeNet:
     made = NativeNet(lively(network))
     with torch.no_grad():
         expected = network(x)
     torch.testing.assert_close(made(x), expected, rtol=1e-4, atol=2e-5 * max(float(expected.abs().max()), 1.0))
-    assert bool(made.reason) != native, made.reason
+    return made
 
 
 def squeeze(m: Any, x: Tensor) -> Tensor:
@@ -140,6 +141,12 @@ BODIES: dict[str, Callable[[int], nn.Module]] = {
         q=nn.PReLU(),
         back=nn.Conv2d(c, c, 1),
     ),
+    "a sum of two products": lambda c: Body(
+        lambda m, x: F.relu(m.norm(m.a(x)) + m.down(F.relu(x))),
+        a=nn.Conv2d(c, c, 3, padding=1),
+        norm=nn.BatchNorm2d(c),
+        down=nn.Sequential(nn.Conv2d(c, c, 1), nn.BatchNorm2d(c)),
+    ),
     "every other pixel": lambda c: Body(lambda m, x: m.pick(x), pick=nn.Conv2d(c, c, 1, 2)),
     "activations": lambda c: Body(
         lambda m, x: F.silu(m.a(x)) + F.hardswish(m.b(x)) * F.relu6(x) + F.gelu(x, approximate="tanh") + x.clamp(-1, 1),
@@ -153,7 +160,9 @@ BODIES: dict[str, Callable[[int], nn.Module]] = {
 @pytest.mark.parametrize(("channels", "size"), [(16, (9, 9)), (40, (5, 12))])
 def test_what_papers_build_equals_torch(name: str, channels: int, size: tuple[int, int]) -> None:
     torch.manual_seed(4)
-    agree(Network(channels, BODIES[name](channels)), torch.randn(3, 3, *size))
+    native = agree(Network(channels, BODIES[name](channels)), torch.randn(3, 3, *size))
+    assert not native.reason
+    assert not native.apart
 
 
 @given(data=st.data())
@@ -177,7 +186,9 @@ def test_any_convolution_equals_torch(data: st.DataObject) -> None:
         ]
         channels = after
     first = layers[1].in_channels
-    agree(Network(first, nn.Sequential(*layers), channels), torch.randn(2, 3, height, width))
+    native = agree(Network(first, nn.Sequential(*layers), channels), torch.randn(2, 3, height, width))
+    assert not native.reason
+    assert not native.apart
 
 
 @pytest.mark.parametrize("name", ["single head", "modulation", "style"])
@@ -201,9 +212,8 @@ REFUSED: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
     "a branch on values": (lambda m, x: x if x.sum() > 0 else -x, "depends on the image"),
     "a slice that is written to": (lambda m, x: x.clone()[:, :2].add_(1.0).repeat(1, 8, 1, 1), "part of a tensor"),
     "a tensor from elsewhere": (lambda m, x: x + torch.from_numpy(ELSEWHERE), "neither a parameter nor a buffer"),
-    "an unknown operation": (lambda m, x: torch.cumsum(x, 1), "operation cumsum"),
-    "pixels that move": (lambda m, x: F.pixel_unshuffle(x, 2), "operation pixel_unshuffle"),
-    "padding that is no zero": (lambda m, x: F.pad(x, (1, 1, 1, 1), "reflect"), "anything but zeros"),
+    "images that meet": (lambda m, x: x - x.mean(0, keepdim=True), "gives something else"),
+    "a batch that is written out": (lambda m, x: x.view(1, 16, 6, 6), "one image at a time"),
 }
 ELSEWHERE = torch.ones(1).numpy()
 
@@ -211,13 +221,106 @@ ELSEWHERE = torch.ones(1).numpy()
 @pytest.mark.parametrize("name", list(REFUSED))
 def test_what_cannot_be_followed_goes_through_the_module_itself(name: str) -> None:
     function, reason = REFUSED[name]
-    channels = 64 if name == "pixels that move" else 16
-    network = Network(16, Body(function), channels)
-    x = torch.randn(2, 3, 6, 6)
-    agree(network, x, native=False)
-    native = NativeNet(network)
-    native(x)
-    assert reason in native.reason
+    network, x = Network(16, Body(function)), torch.randn(1 if "written out" in name else 2, 3, 6, 6)
+    assert reason in agree(network, x).reason
+
+
+def unfolded(m: Any, x: Tensor) -> Tensor:
+    """Tokens of patches, as MobileViT has them: pixels that have one place in their patches attend to one another."""
+    n, c, h, w = x.shape
+    tokens = x.reshape(n * c * h // 2, 2, w // 2, 2).transpose(1, 2).reshape(n, c, h * w // 4, 4).transpose(1, 3)
+    q, k, v = m.qkv(tokens.reshape(n * 4, h * w // 4, c)).chunk(3, -1)
+    mixed = m.out(F.scaled_dot_product_attention(q, k, v)).view(n, 4, -1, c).transpose(1, 3)
+    back = mixed.reshape(n * c * h // 2, w // 2, 2, 2).transpose(1, 2).reshape(n, c, h, w)
+    return x + m.last(back)
+
+
+def talking(m: Any, x: Tensor) -> Tensor:
+    """Heads that hear one another before the softmax."""
+    n, c, h, w = x.shape
+    q, k, v = m.qkv(x).reshape(n, 3, 2, c // 2, h * w).unbind(1)
+    scores = m.talk(q.transpose(-2, -1) @ k * 0.2).softmax(-1)
+    return m.out(F.gelu((v @ scores.transpose(-2, -1)).reshape(n, c, h, w))) * 0.5 + x
+
+
+def in_place(m: Any, x: Tensor) -> Tensor:
+    y = torch.cumsum(m.a(x), 1)
+    z = y.mul_(0.1).relu_()
+    return m.b(z) + F.silu(x, inplace=True) + z
+
+
+APART: dict[str, tuple[Callable[[int], nn.Module], set[str]]] = {
+    "an unknown operation": (lambda c: Body(lambda m, x: torch.cumsum(x, 1)), {"cumsum"}),
+    "padding that is no zero": (lambda c: Body(lambda m, x: F.pad(x, (1, 1, 1, 1), "reflect")), {"pad"}),
+    "pooling": (
+        lambda c: Body(
+            lambda m, x: F.relu(m.a(F.max_pool2d(x, 3, 2, 1)) + F.avg_pool2d(x, 2, ceil_mode=True)),
+            a=nn.Sequential(nn.Conv2d(c, c, 3, padding=1), nn.BatchNorm2d(c)),
+        ),
+        {"max_pool2d", "avg_pool2d"},
+    ),
+    "groups and dilation": (
+        lambda c: Body(
+            lambda m, x: m.c(F.relu(m.b(m.a(x)))),
+            a=nn.Conv2d(c, c, 3, padding=1, groups=4),
+            b=nn.Sequential(nn.Conv2d(c, c, 3, padding=2, dilation=2), nn.BatchNorm2d(c)),
+            c=nn.Conv2d(c, c, 1),
+        ),
+        {"conv2d"},
+    ),
+    "unfolding": (
+        lambda c: Body(unfolded, qkv=nn.Linear(c, 3 * c), out=nn.Linear(c, c), last=nn.Conv2d(c, c, 1)),
+        {"reshape"},
+    ),
+    "talking heads": (
+        lambda c: Body(talking, qkv=nn.Conv2d(c, 3 * c, 1), talk=nn.Conv2d(2, 2, 1), out=nn.Conv2d(c, c, 1)),
+        {"conv2d"},
+    ),
+    "in place": (lambda c: Body(in_place, a=nn.Conv2d(c, c, 1), b=nn.Conv2d(c, c, 1)), {"cumsum"}),
+}
+
+
+@pytest.mark.parametrize("name", list(APART))
+@pytest.mark.parametrize("channels", [16, 32, 40])
+def test_torch_does_between_native_steps_what_no_step_does(name: str, channels: int) -> None:
+    torch.manual_seed(1)
+    make, apart = APART[name]
+    native = agree(Network(channels, make(channels)), x := torch.randn(35, 3, 8, 6))
+    assert not native.reason
+    assert apart <= set(native.apart)
+    torch.testing.assert_close(native(x[:1]), native(x)[:1])
+
+
+def test_a_table_that_the_network_keeps_is_a_constant() -> None:
+    def biased(m: Any, x: Tensor) -> Tensor:
+        if "cpu" not in m.kept:
+            m.kept["cpu"] = m.a.bias[torch.arange(x.shape[1]).flip(0)].view(1, -1, 1, 1) * 2
+        return m.a(x) + m.kept["cpu"]
+
+    body = Body(biased, a=nn.Conv2d(16, 16, 1))
+    body.kept = {}
+    for _ in range(2):  # without the table, and with it
+        native = agree(Network(16, body), torch.randn(2, 3, 6, 6))
+        assert not native.reason
+        assert not native.apart
+
+
+def test_any_structure_of_results_comes_back() -> None:
+    torch.manual_seed(2)
+
+    def several(m: Any, x: Tensor) -> Any:
+        y = m.a(x)
+        return {"maps": [y, torch.cumsum(y, 1)], "sizes": (torch.arange(3) * m.a.bias[:3], y.mean((2, 3)), 7, None)}
+
+    network = lively(Body(several, a=nn.Conv2d(3, 24, 3, padding=1)))
+    native, x = NativeNet(network), torch.randn(40, 3, 7, 9)
+    with torch.no_grad():
+        expected = network(x)
+    found = native(x)
+    assert not native.reason
+    assert list(native.apart) == ["cumsum"]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert found["sizes"][2:] == (7, None)
 
 
 def test_wrong_descriptions_are_refused() -> None:
@@ -226,7 +329,7 @@ def test_wrong_descriptions_are_refused() -> None:
     make: Any = _cpu.make_image_net
     shapes = [(4, 4, 3), (4, 4, 3), (1, 1, 3)]
     good = [{"kind": "activate", "from": [0], "to": 1, "low": 0.0}, {"kind": "mean", "from": [1], "to": 2}]
-    make(shapes, good, [2])
+    made = make(shapes, good, [2])
     for wrong, message in (
         ([{**good[0], "from": [2]}, good[1]], "no step before it made"),
         ([{**good[0], "to": 0}, good[1]], "no register of its own"),
@@ -234,10 +337,18 @@ def test_wrong_descriptions_are_refused() -> None:
         ([{**good[0], "from": [0, 0]}, good[1]], "how many it reads"),
         ([good[0], {**good[1], "kind": "activate"}], "its image"),
         ([good[0], {"kind": "take", "from": [1], "to": 2, "begin": 1}], "its channels"),
+        ([{**good[0], "kind": "depthwise", "kernel": 3, "top": 1, "left": 1}, good[1]], "its image"),
     ):
         with pytest.raises(ValueError, match=message):
             make(shapes, wrong, [2])
     with pytest.raises(ValueError, match="kept register is never made"):
         make(shapes, good[:1], [2])
+    for coming in (0, 4):
+        with pytest.raises(ValueError, match="fewer registers than come in"):
+            make(shapes, good, [2], coming)
+    image = np.zeros((1, 16, 3), np.float32)
+    for wrong_images in ([], [image, image], [image[:, :9]], [np.zeros((33, 16, 3), np.float32)]):
+        with pytest.raises(ValueError, match=r"number of arrays|another size|1 to 32"):
+            made.run(wrong_images, [2])
     with pytest.raises(ValueError, match="no such size"):
         make([(4, 1 << 40, 3), *shapes[1:]], good, [2])

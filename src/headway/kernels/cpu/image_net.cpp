@@ -30,8 +30,8 @@ constexpr size_t kTogetherBytes = 192 << 10;  // registers of this size and smal
 
 }  // namespace
 
-ImageNet::ImageNet(std::vector<ImageShape> registers, std::vector<ImageStep> steps, std::vector<int> kept)
-    : registers_(std::move(registers)), steps_(std::move(steps)) {
+ImageNet::ImageNet(std::vector<ImageShape> registers, std::vector<ImageStep> steps, std::vector<int> kept, int given)
+    : registers_(std::move(registers)), steps_(std::move(steps)), given_(given) {
   for (ImageStep& step : steps_)
     if (step.weight) step.weight = with_wide_activations(std::move(step.weight));
   keeps_.assign(registers_.size(), false);
@@ -63,7 +63,7 @@ void ImageNet::plan() {
     for (const int r : reads(step)) ++uses_[size_t(r)];
   const auto bytes = [&](int r) {
     const ImageShape& shape = registers_[size_t(r)];
-    return size_t(shape.pixels() * (r ? shape.ld() : shape.channels)) * sizeof(float);
+    return size_t(shape.pixels() * ld(r)) * sizeof(float);
   };
   batched_ = steps_.size();
   while (batched_ > 0) {
@@ -112,9 +112,9 @@ void ImageNet::plan() {
 }
 
 float* ImageNet::at(int r, int64_t image) const {
-  if (r == 0) return const_cast<float*>(input_) + image * registers_[0].pixels() * registers_[0].channels;
-  const auto b = size_t(buffer_[size_t(r)]);
   const ImageShape& shape = registers_[size_t(r)];
+  if (r < given_) return const_cast<float*>(inputs_[size_t(r)]) + image * shape.pixels() * shape.channels;
+  const auto b = size_t(buffer_[size_t(r)]);
   return buffers_[b].as<float>() + (together_[b] ? image * shape.pixels() * shape.ld() : 0);
 }
 
@@ -123,9 +123,9 @@ ImageNet::View ImageNet::view(int r, int64_t image, int64_t images) const {
   return {at(r, image), shape.height, shape.width, shape.channels, ld(r), images};
 }
 
-void ImageNet::run(const float* x, int64_t count, int threads) {
+void ImageNet::run(std::vector<const float*> given, int64_t count, int threads) {
   Pool::Session session(threads);
-  input_ = x;
+  inputs_ = std::move(given);
   for (size_t b = 0; b < buffers_.size(); ++b)
     buffers_[b].grow(need_[b] * size_t(together_[b] ? count : 1) * sizeof(float), Owner::scratch);
   for (int64_t i = 0; i < count; ++i)

@@ -72,16 +72,18 @@ struct ImageStep {
 
 class ImageNet {
  public:
-  // Register 0 is what comes in, its channels not padded. `kept`: registers that may be looked at after a run.
-  ImageNet(std::vector<ImageShape> registers, std::vector<ImageStep> steps, std::vector<int> kept);
+  // The first `given` registers are what comes in, their channels not padded. `kept`: registers that may be looked at
+  // after a run.
+  ImageNet(std::vector<ImageShape> registers, std::vector<ImageStep> steps, std::vector<int> kept, int given);
 
   const std::vector<ImageShape>& registers() const { return registers_; }
   bool kept(int r) const { return keeps_[size_t(r)]; }
-  // x: [count][pixels][channels], at most kMostImages images. One caller at a time.
-  void run(const float* x, int64_t count, int threads);
+  int given() const { return given_; }
+  // Of each given register [count][pixels][channels], at most kMostImages images. One caller at a time.
+  void run(std::vector<const float*> given, int64_t count, int threads);
   // Of a kept register: [count][pixels][ld] of the last run.
   float* data(int r) { return at(r, 0); }
-  int64_t ld(int r) const { return r == 0 ? registers_[0].channels : registers_[size_t(r)].ld(); }
+  int64_t ld(int r) const { return r < given_ ? registers_[size_t(r)].channels : registers_[size_t(r)].ld(); }
 
   static constexpr int64_t kMostImages = 32;
 
@@ -140,7 +142,8 @@ class ImageNet {
   std::vector<bool> together_; // of each buffer: holds all images
   std::vector<size_t> need_;   // of each buffer: floats of one image
   size_t batched_ = 0;         // the first step that takes all images at once
-  const float* input_ = nullptr;
+  int given_ = 1;
+  std::vector<const float*> inputs_;
   std::vector<Buffer> buffers_;
   std::vector<std::unique_ptr<LaneActs>> lane_acts_;
   LaneScratch lanes_, between_;

@@ -132,11 +132,11 @@ void read_attention(ImageStep& s, const nb::dict& d, const Shapes& shapes, const
   if (d.contains("bias")) s.bias = numbers(d, "bias", s.heads * q.pixels() * k.pixels());
 }
 
-ImageStep step_of(const nb::dict& d, const Shapes& shapes, std::vector<bool>& written) {
+ImageStep step_of(const nb::dict& d, const Shapes& shapes, std::vector<bool>& written, int given) {
   ImageStep s;
   s.kind = named(kKinds, nb::cast<std::string>(item(d, "kind")));
   s.to = nb::cast<int>(item(d, "to"));
-  if (s.to < 1 || size_t(s.to) >= shapes.size() || written[size_t(s.to)]) refuse("a step makes no register of its own");
+  if (s.to < given || size_t(s.to) >= shapes.size() || written[size_t(s.to)]) refuse("a step makes no register of its own");
   for (const int r : nb::cast<std::vector<int>>(item(d, "from"))) s.from.push_back(read_register(r, shapes, written));
   const bool pair = s.kind == Kind::add || s.kind == Kind::multiply;
   const bool many = s.kind == Kind::join || s.kind == Kind::attention;
@@ -149,15 +149,16 @@ ImageStep step_of(const nb::dict& d, const Shapes& shapes, std::vector<bool>& wr
   s.high = get<float>(d, "high", s.high);
   if (s.act == kActPrelu) s.slope = numbers(d, "slope", y.channels);
   const bool even = x.height == y.height && x.width == y.width;
+  const auto padded_rows = [&](int r) { return r >= given || shapes[size_t(r)].ld() == shapes[size_t(r)].channels; };
   switch (s.kind) {
     case Kind::product:
       s.weight = nb::cast<NativeWeight>(item(d, "weight")).weight;
-      fit(s.weight->in() == x.channels && s.weight->out() == y.channels && even && s.from[0] != 0, "its weight");
+      fit(s.weight->in() == x.channels && s.weight->out() == y.channels && even && padded_rows(s.from[0]), "its weight");
       s.scale = padded(d, "scale", y.channels);
       s.shift = padded(d, "shift", y.channels);
       if (d.contains("residual")) {
         s.residual = read_register(nb::cast<int>(d["residual"]), shapes, written);
-        fit(same(shapes[size_t(s.residual)], y) && s.residual != 0, "its residual");
+        fit(same(shapes[size_t(s.residual)], y) && padded_rows(s.residual), "its residual");
       }
       if (d.contains("times")) {
         s.times = read_register(nb::cast<int>(d["times"]), shapes, written);
@@ -165,7 +166,10 @@ ImageStep step_of(const nb::dict& d, const Shapes& shapes, std::vector<bool>& wr
       }
       break;
     case Kind::window:
-    case Kind::depthwise: read_taps(s, d, x, y); break;
+    case Kind::depthwise:
+      fit(s.kind == Kind::window || padded_rows(s.from[0]), "its image");
+      read_taps(s, d, x, y);
+      break;
     case Kind::add:
     case Kind::multiply: {
       const ImageShape& b = shapes[size_t(s.from[1])];
@@ -216,20 +220,21 @@ ImageStep step_of(const nb::dict& d, const Shapes& shapes, std::vector<bool>& wr
 }
 
 std::shared_ptr<NativeImageNet> make(const std::vector<std::tuple<int64_t, int64_t, int64_t>>& registers,
-                                     const nb::list& described, const std::vector<int>& kept) {
+                                     const nb::list& described, const std::vector<int>& kept, int given) {
   Shapes shapes;
   for (const auto& [height, width, channels] : registers) {
     check(height >= 1 && width >= 1 && channels >= 1 && height <= kMostPixels && width <= kMostPixels / height &&
               channels <= kMostChannels, "a register has no such size");
     shapes.push_back({height, width, channels});
   }
-  check(!shapes.empty() && described.size() > 0, "the net has no steps");
+  check(described.size() > 0, "the net has no steps");
+  check(given >= 1 && size_t(given) <= shapes.size(), "the net has fewer registers than come in");
   std::vector<bool> written(shapes.size(), false);
-  written[0] = true;
+  std::fill_n(written.begin(), given, true);
   std::vector<ImageStep> steps;
-  for (const nb::handle handle : described) steps.push_back(step_of(nb::cast<nb::dict>(handle), shapes, written));
-  for (const int r : kept) check(r > 0 && size_t(r) < shapes.size() && written[size_t(r)], "a kept register is never made");
-  return std::make_shared<NativeImageNet>(ImageNet(std::move(shapes), std::move(steps), kept));
+  for (const nb::handle handle : described) steps.push_back(step_of(nb::cast<nb::dict>(handle), shapes, written, given));
+  for (const int r : kept) check(r >= given && size_t(r) < shapes.size() && written[size_t(r)], "a kept register is never made");
+  return std::make_shared<NativeImageNet>(ImageNet(std::move(shapes), std::move(steps), kept, given));
 }
 
 // The channels of a kept register: (count, pixels, channels).
@@ -242,27 +247,34 @@ nb::object copied(ImageNet& net, int r, int64_t count) {
   return result;
 }
 
-nb::list run(NativeImageNet& self, const Rows& x, const std::vector<int>& wanted, int threads) {
+nb::list run(NativeImageNet& self, const std::vector<Rows>& given, const std::vector<int>& wanted, int threads) {
   ImageNet& net = self.net;
-  const auto count = int64_t(x.shape(0));
+  check(given.size() == size_t(net.given()), "the net takes another number of arrays");
+  const auto count = int64_t(given[0].shape(0));
   check(count >= 1 && count <= ImageNet::kMostImages, "a run takes 1 to 32 images");
-  check(int64_t(x.shape(1)) == net.registers()[0].pixels() && int64_t(x.shape(2)) == net.registers()[0].channels,
-        "the images have another size");
-  for (const int r : wanted) check(r > 0 && size_t(r) < net.registers().size() && net.kept(r), "that register is not kept");
+  std::vector<const float*> rows;
+  for (const Rows& x : given) {
+    const ImageShape& shape = net.registers()[rows.size()];
+    check(int64_t(x.shape(0)) == count && int64_t(x.shape(1)) == shape.pixels() && int64_t(x.shape(2)) == shape.channels,
+          "the images have another size");
+    rows.push_back(x.data());
+  }
+  for (const int r : wanted)
+    check(r >= net.given() && size_t(r) < net.registers().size() && net.kept(r), "that register is not kept");
   nb::list results;
   std::unique_lock lock(self.busy, std::defer_lock);
   {
     const nb::gil_scoped_release release;
     lock.lock();
-    net.run(x.data(), count, threads);
+    net.run(std::move(rows), count, threads);
   }
   for (const int r : wanted) results.append(copied(net, r, count));
   return results;
 }
 
 void bind(nb::module_& m) {
-  nb::class_<NativeImageNet>(m, "ImageNet").def("run", &run, "images"_a, "wanted"_a, "threads"_a = 0);
-  m.def("make_image_net", &make, "registers"_a, "steps"_a, "kept"_a);
+  nb::class_<NativeImageNet>(m, "ImageNet").def("run", &run, "given"_a, "wanted"_a, "threads"_a = 0);
+  m.def("make_image_net", &make, "registers"_a, "steps"_a, "kept"_a, "given"_a = 1);
 }
 
 const Binding binding(bind);

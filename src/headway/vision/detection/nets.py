@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from headway.core.errors import BadInput
 from headway.vision.detection.blocks import BlockSpec, SameConv
+from headway.vision.runtime.net import NativeNet
 
 LEAST = 33
 """Pixels a side; the released extractor takes no smaller images."""
@@ -198,6 +199,10 @@ class SSDLite(nn.Module):
             for predictors in (self.codes, self.logits)
         )
         return codes, logits
+
+    def native(self) -> NativeNet:
+        """See `headway.core.module_model.native_forward`."""
+        return NativeNet(self)
 
 
 def check_size(height: int, width: int) -> None:

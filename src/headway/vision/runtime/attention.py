@@ -8,8 +8,8 @@ from typing import Any, cast
 import torch
 
 from headway.vision.runtime.capture import Node, NotNative
-from headway.vision.runtime.program import Number, Step
 from headway.vision.runtime.registers import Registers
+from headway.vision.runtime.steps import Number, Step
 from headway.vision.runtime.values import SAME, Held, Known, Scores, argument, meta, turned
 
 

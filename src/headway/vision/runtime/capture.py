@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,8 @@ class Node:
     """Of a parameter or a buffer: where the module has it."""
     part: int | None = None
     """Which of the results, where the function gives several."""
+    writes: bool = False
+    """It writes into its first argument, which it gives."""
     users: list[Node] = field(default_factory=list)
 
     @property
@@ -44,8 +46,16 @@ class Node:
 
     def inputs(self) -> list[Node]:
         found: list[Node] = []
-        _each_node((self.args, dict(self.kwargs)), found.append)
+        each_of((self.args, dict(self.kwargs)), Node, found.append)
         return found
+
+    def called(self, tensors: Mapping[Node, Tensor]) -> Tensor:
+        """The function of other tensors, none of which is written to."""
+        args = mapped(self.args, Node, tensors.__getitem__)
+        if self.writes:
+            args = (args[0].clone(), *args[1:])
+        made = self.function(*args, **mapped(dict(self.kwargs), Node, tensors.__getitem__))
+        return cast(Tensor, made if self.part is None else made[self.part])
 
 
 GIVEN, PARAMETER, FOREIGN = "(image)", "(parameter)", "(foreign)"
@@ -86,6 +96,12 @@ class _Listener(TorchFunctionMode):
         """Everything that was made, so that no two have one id."""
         for path, tensor in [*module.named_parameters(), *module.named_buffers()]:
             self._note(tensor, Node(PARAMETER, lambda: None, (), {}, tuple(tensor.shape), tensor.dtype, path=path))
+        held = list[Tensor]()
+        for child in module.modules():
+            each_of(vars(child), Tensor, held.append)  # tables that were made once; the structure's digest holds them
+        for tensor in held:
+            if id(tensor) not in self.by_tensor:
+                self._note(tensor, _constant(tensor))
         self._note(image, Node(GIVEN, lambda: None, (), {}, tuple(image.shape), image.dtype))
 
     def _note(self, tensor: Tensor, node: Node) -> None:
@@ -100,7 +116,8 @@ class _Listener(TorchFunctionMode):
         if function is Tensor.__iter__:
             return iter(self.__torch_function__(Tensor.unbind, types, args))
         raw = getattr(function, "__name__", str(function))
-        tensors = _tensors((tuple(args), dict(kwargs)))
+        tensors = list[Tensor]()
+        each_of((tuple(args), dict(kwargs)), Tensor, tensors.append)
         heard = any(self._depends(each) for each in tensors)
         if heard and raw in _READS_VALUES:
             raise NotNative(f"{raw} of what depends on the image")
@@ -123,7 +140,14 @@ class _Listener(TorchFunctionMode):
         for part, tensor in enumerate(made):
             shares = bool(tensors) and not wrote and _same_memory(tensor, tensors[0])
             node = Node(
-                name, function, *inputs, tuple(tensor.shape), tensor.dtype, shares, part=part if several else None
+                name,
+                function,
+                *inputs,
+                tuple(tensor.shape),
+                tensor.dtype,
+                shares,
+                part=part if several else None,
+                writes=bool(wrote),
             )
             for given in node.inputs():
                 given.users.append(node)
@@ -135,45 +159,38 @@ class _Listener(TorchFunctionMode):
 
     def replaced(self, value: Any) -> Any:
         """Nodes for tensors, all through; a tensor that nobody made here is from elsewhere."""
-        if isinstance(value, Tensor):
-            if id(value) not in self.by_tensor:
-                self._note(value, Node(FOREIGN, lambda: None, (), {}, tuple(value.shape), value.dtype))
-            return self.by_tensor[id(value)]
-        if isinstance(value, (tuple, list)) and not isinstance(value, torch.Size):
-            return type(value)([self.replaced(each) for each in value])
-        if isinstance(value, dict):
-            return {key: self.replaced(each) for key, each in value.items()}
-        return value
+        return mapped(value, Tensor, self._node_of)
+
+    def _node_of(self, tensor: Tensor) -> Node:
+        if id(tensor) not in self.by_tensor:
+            self._note(tensor, Node(FOREIGN, lambda: None, (), {}, tuple(tensor.shape), tensor.dtype))
+        return self.by_tensor[id(tensor)]
 
 
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, (tuple, list)):
-        return [tensor for each in value for tensor in _tensors(each)]
-    if isinstance(value, dict):
-        return _tensors(list(value.values()))
-    return []
+def _constant(tensor: Tensor) -> Node:
+    return Node("constant", lambda: tensor, (), {}, tuple(tensor.shape), tensor.dtype)
 
 
-def _each_node(value: Any, give: Callable[[Node], None]) -> None:
-    if isinstance(value, Node):
+def each_of(value: Any, kind: type, give: Callable[[Any], None]) -> None:
+    """`give` everything of a kind in a structure of tuples, lists and dicts."""
+    if isinstance(value, kind):
         give(value)
     elif isinstance(value, (tuple, list)):
         for each in value:
-            _each_node(each, give)
+            each_of(each, kind, give)
     elif isinstance(value, dict):
-        _each_node(list(value.values()), give)
+        each_of(list(value.values()), kind, give)
 
 
-def filled(value: Any, tensors: Mapping[Node, Any]) -> Any:
-    """The arguments of a node with other things in the place of nodes."""
-    if isinstance(value, Node):
-        return tensors[value]
-    if isinstance(value, (tuple, list)):
-        return type(value)([filled(each, tensors) for each in value])
+def mapped(value: Any, kind: type | tuple[type, ...], function: Callable[[Any], Any]) -> Any:
+    """A structure of tuples, lists and dicts with `function` of everything of a kind in its place."""
+    if isinstance(value, kind):
+        return function(value)
+    if isinstance(value, (tuple, list)) and not isinstance(value, torch.Size):
+        made = [mapped(each, kind, function) for each in value]
+        return type(value)(*made) if hasattr(value, "_fields") else type(value)(made)
     if isinstance(value, dict):
-        return {key: filled(each, tensors) for key, each in value.items()}
+        return {key: mapped(each, kind, function) for key, each in value.items()}
     return value
 
 

@@ -9,19 +9,21 @@ channels or pixels finds out from the strides which axis is which. What stands b
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from headway.vision.runtime import attention
-from headway.vision.runtime.capture import FOREIGN, GIVEN, PARAMETER, Node, NotNative, capture, filled
+from headway.vision.runtime.capture import FOREIGN, GIVEN, PARAMETER, Node, NotNative, capture, each_of, mapped
 from headway.vision.runtime.products import Chain, activation, join_norm
-from headway.vision.runtime.program import Affine, Number, Output, Program, State, Step
+from headway.vision.runtime.program import Call, Place, Program, Segment, split
 from headway.vision.runtime.registers import Registers
+from headway.vision.runtime.steps import Affine, Number, State, Step
 from headway.vision.runtime.values import (
     SAME,
+    Apart,
     Axes,
     Held,
     Known,
@@ -41,8 +43,6 @@ _RESHAPES = {"view", "reshape", "flatten", "unflatten"}
 def lower(module: nn.Module, image: Tensor) -> Program:
     """The program of `module(image)`, image: (1, channels, height, width). Raises `NotNative`."""
     nodes, result = capture(module, image)
-    if not isinstance(result, Node):
-        raise NotNative("it gives more than one tensor")
     lowering = _Lowering()
     for node in nodes:
         lowering.visit(node)
@@ -52,41 +52,91 @@ def lower(module: nn.Module, image: Tensor) -> Program:
 class _Lowering(Registers):
     def __init__(self) -> None:
         super().__init__()
-        self.joined: dict[Node, Chain] = {}
-        """Nodes whose work a product does; the last of a chain makes the step."""
+        self.called: set[Node] = set()
+        """Nodes that torch computes."""
 
-    def program(self, result: Node) -> Program:
-        held = self.held(result)
-        if held.register == 0:
-            raise NotNative("it gives its input")
-        channels = self.registers[held.register][2]
-        ld, view = self.ld(held.register), held.view
-        packed = [stride // ld * channels + stride % ld for stride in view.stride()]
-        offset = view.storage_offset() // ld * channels + view.storage_offset() % ld
-        if view.ndim < 2 or view.shape[0] != 1:
-            raise NotNative("its result has no axis of images")
-        output = Output(held.register, tuple(view.shape), tuple(packed), offset)
-        return Program(self.registers, self.steps, output)
+    def program(self, result: Any) -> Program:
+        found = self._result(result)
+        places = list[Place]()
+        each_of(found, Place, places.append)
+        parts = split(self.registers, self.steps, self.bare, {place.register for place in places})
+        if not any(isinstance(part, Segment) for part in parts):
+            calls = [part for part in parts if isinstance(part, Call)]
+            raise NotNative(calls[0].why if calls else "it gives its input")
+        return Program(parts, found)
+
+    def _result(self, value: Any) -> Any:
+        """The structure that the module gives, with places in it. Each tensor holds one image."""
+
+        def at(node: Node) -> Place | Known | Apart:
+            found = self._at(node)
+            if not isinstance(found, Known) and node.shape[:1] != (1,):
+                raise NotNative("its result has no axis of images")
+            return found
+
+        return mapped(value, Node, at)
 
     # Nodes
 
     def visit(self, node: Node) -> None:
-        if node in self.joined:
-            chain = self.joined[node]
-            if node is chain.nodes[-1]:
+        if node.name == FOREIGN:
+            raise NotNative("a tensor that is neither a parameter nor a buffer")
+        chain = self.joined.get(node)
+        if chain is None:
+            self._settle(node, lambda: self._value(node))
+        elif node is chain.nodes[-1]:
+            state = len(self.registers), len(self.steps)
+            try:
                 self.values[node] = chain.emit(self)
-        else:
-            self.values[node] = self._value(node)
+            except NotNative:  # each by itself
+                self._forget(*state)
+                for each in chain.nodes:
+                    del self.joined[each]
+                self._settle(chain.node, lambda: Chain(self, chain.node, alone=True).emit(self))
+                for each in chain.nodes[1:]:
+                    self.visit(each)
+
+    def _settle(self, node: Node, value: Callable[[], Any]) -> None:
+        """The node's value; where no step makes it, torch does."""
+        state = len(self.registers), len(self.steps)
+        try:
+            self.values[node] = value()
+        except NotNative as why:
+            self._forget(*state)
+            self.values[node] = self._apart(node, str(why))
+
+    def _forget(self, registers: int, steps: int) -> None:
+        gone = {step.node for step in self.steps[steps:] if isinstance(step, Call)}
+        del self.registers[registers:], self.steps[steps:]
+        self.called -= gone
+        self.bare = {register for register in self.bare if register < registers}
+
+    def _apart(self, node: Node, why: str = "") -> Apart:
+        if node not in self.called:
+            given = {each: self._at(each) for each in node.inputs()}
+            self.called.add(node)
+            self.steps.append(Call(node, given, why))
+        return Apart(node)
+
+    def _at(self, node: Node) -> Place | Known | Apart:
+        """Where a call finds the node's value; what is only on its way to a step, torch computes."""
+        value = self.values[node]
+        if isinstance(value, (Known, Apart)):
+            return value
+        if not isinstance(value, Held):
+            return self._apart(node)
+        channels, ld, view = self.registers[value.register][2], self.ld(value.register), value.view
+        packed = [stride // ld * channels + stride % ld for stride in view.stride()]
+        offset = view.storage_offset() // ld * channels + view.storage_offset() % ld
+        return Place(value.register, tuple(view.shape), tuple(packed), offset)
 
     def _value(self, node: Node) -> Any:
         if node.name == PARAMETER:
             path = node.path
             return Known(lambda state: state[path], node.shape)
-        if node.name == FOREIGN:
-            raise NotNative("a tensor that is neither a parameter nor a buffer")
         if node.name == GIVEN:
             _, channels, height, width = node.shape
-            return Held(self.register(height, width, channels), image(channels, height, width, channels))
+            return Held(self.given(height, width, channels), image(channels, height, width, channels))
         if all(isinstance(self.values.get(each), Known) for each in node.inputs()):
             return self._known(node)
         return self._call(node)
@@ -103,9 +153,12 @@ class _Lowering(Registers):
             return first
         if name in ("conv2d", "linear"):
             chain = Chain(self, node)
-            for joined in chain.nodes:
-                self.joined[joined] = chain
-            return chain.emit(self) if len(chain.nodes) == 1 else None
+            if len(chain.nodes) == 1:
+                return chain.emit(self)
+            self.joined |= dict.fromkeys(chain.nodes, chain)
+            return None
+        if any(isinstance(self.values[each], Apart) for each in node.inputs()):
+            return self._apart(node)
         if node.is_view or name in _RESHAPES:
             return self._view(node)
         method = getattr(self, f"_do_{name}", None)
@@ -122,8 +175,7 @@ class _Lowering(Registers):
 
         def number(state: State) -> Tensor:
             tensors = {each: give(state) for each, give in inputs.items()}
-            made = node.function(*filled(node.args, tensors), **filled(dict(node.kwargs), tensors))
-            return cast(Tensor, made if node.part is None else made[node.part])
+            return node.called(tensors)
 
         return Known(number, node.shape)
 

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from headway.core.module_tree import copy_tree, structure_digest
 from headway.core.packed_modules import PackedConv1x1, PackedModule, TensorWeight
-from headway.vision.runtime.capture import NotNative
+from headway.vision.runtime.capture import Node, NotNative, each_of, mapped
 from headway.vision.runtime.lower import lower
-from headway.vision.runtime.program import Program, State, Step
+from headway.vision.runtime.program import Bring, Call, Place, Program, Segment
+from headway.vision.runtime.steps import State, Step
+from headway.vision.runtime.values import Apart, Known
 
 MOST_IMAGES = 32
 """Images of one crossing."""
@@ -27,7 +29,7 @@ KEPT_PROGRAMS = 32
 
 
 class NativeNet:
-    """`module(x)` natively where the runtime knows every operation of it, else the module itself.
+    """`module(x)` natively, or as torch does it where the runtime cannot follow.
 
     x: (n, channels, height, width) float32. The module is captured at the first call with images of a size.
     """
@@ -36,30 +38,32 @@ class NativeNet:
         """module: float32 on the CPU, in `eval`; its values must not change afterwards."""
         self._module = module
         self._packed = {name: child for name, child in module.named_modules() if isinstance(child, PackedModule)}
-        self._nets: dict[tuple[int, ...], tuple[Any, Program] | None] = {}
+        self._nets: dict[tuple[int, ...], Net | None] = {}
         self.reason = ""
         """Why the last images went through the module itself."""
+        self.apart: dict[str, str] = {}
+        """Operations on the last images that torch did between the native ones, and why."""
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Any:
         size = tuple(x.shape[1:])
         if x.ndim != 4 or x.dtype != torch.float32 or not len(x):
-            return cast(Tensor, self._module(x))
+            return self._module(x)
         if size not in self._nets:
             self._nets[size] = self._made(x[:1])
-        made = self._nets[size]
-        if made is None:
-            return cast(Tensor, self._module(x))
-        net, program = made
+        net = self._nets[size]
+        if net is None:
+            return self._module(x)
         for site in self._packed.values():
             site.kernel_calls += 1
-        return run(net, program, x)
+        return net(x)
 
-    def _made(self, image: Tensor) -> tuple[Any, Program] | None:
+    def _made(self, image: Tensor) -> Net | None:
         program = program_of(self._module, self._packed, image)
         if isinstance(program, str):
             self.reason = program
             return None
-        return assemble(program, self._module, self._packed), program
+        self.apart = program.apart
+        return Net(program, self._module, self._packed)
 
 
 def program_of(module: nn.Module, packed: Mapping[str, PackedModule], image: Tensor) -> Program | str:
@@ -82,27 +86,96 @@ def program_of(module: nn.Module, packed: Mapping[str, PackedModule], image: Ten
 def _checked(module: nn.Module, image: Tensor) -> Program:
     """The program, when it gives what the module does: a step that was misread would show here."""
     generator = torch.Generator().manual_seed(0)
-    first, other = (torch.empty_like(image).uniform_(-1, 1, generator=generator) for _ in range(2))
+    first, *others = (torch.empty_like(image).uniform_(-1, 1, generator=generator) for _ in range(3))
     program = lower(module, first)
+    # Other images: what was taken for a constant and is none would show. Two: they must not depend on one another.
+    x = torch.cat(others)
+    expected, found = list[Tensor](), list[Tensor]()
     with torch.no_grad():
-        expected = module(other)  # another image: what was taken for a constant and is none would show
-    found = run(assemble(program, module, {}), program, other)
-    apart = float((found - expected).abs().max()) / max(float(expected.abs().max()), 1e-30)
-    if not apart <= MOST_APART:
-        raise NotNative(f"its program gives something else ({apart:.1e} apart)")
+        try:
+            each_of(module(x), Tensor, expected.append)
+        except Exception as error:
+            raise NotNative(f"it takes one image at a time ({type(error).__name__})") from None
+    each_of(Net(program, module, {})(x), Tensor, found.append)
+    for wanted, given in zip(expected, found, strict=True):
+        if wanted.shape != given.shape or wanted.dtype != given.dtype:
+            raise NotNative(f"its program gives {tuple(given.shape)} in the place of {tuple(wanted.shape)}")
+        apart = float((given - wanted).abs().max()) / max(float(wanted.abs().max()), 1e-30) if wanted.numel() else 0.0
+        if not apart <= MOST_APART:
+            raise NotNative(f"its program gives something else ({apart:.1e} apart)")
     return program
 
 
-def run(net: Any, program: Program, x: Tensor) -> Tensor:
-    """x: (n, channels, height, width) through a net of the program."""
-    rows = x.detach().movedim(1, -1).flatten(1, 2).contiguous().numpy()
-    out = program.output
-    parts = [
-        torch.from_numpy(net.run(rows[begin : begin + MOST_IMAGES], [out.register])[0])
-        for begin in range(0, len(rows), MOST_IMAGES)
-    ]
-    held = torch.cat(parts) if len(parts) > 1 else parts[0]
-    return held.as_strided((len(held), *out.size[1:]), (held.stride(0), *out.stride[1:]), out.offset)
+class Net:
+    """A program with a module's values."""
+
+    def __init__(self, program: Program, module: nn.Module, packed: Mapping[str, PackedModule]) -> None:
+        import headway.kernels.cpu._cpu as _cpu
+
+        make = cast(Any, _cpu).make_image_net
+        state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        self._program = program
+        self._segments: dict[int, Any] = {}
+        self._constants: dict[Node, Tensor] = {}
+        with torch.no_grad():
+            for index, part in enumerate(program.parts):
+                if isinstance(part, Segment):
+                    steps = [_filled(step, state, packed) for step in part.steps]
+                    kept = list(part.kept.values())
+                    self._segments[index] = make(part.registers, steps, kept, len(part.given))
+                elif isinstance(part, Call):
+                    for node, value in part.given.items():
+                        if isinstance(value, Known) and node not in self._constants:
+                            self._constants[node] = value.number(state)
+            self._result = mapped(program.result, Known, lambda known: known.number(state))
+
+    def __call__(self, x: Tensor) -> Any:
+        """x: (n, channels, height, width) -> what the module gives."""
+        with torch.no_grad():
+            parts = [self._some(some) for some in x.detach().split(MOST_IMAGES)]
+        return parts[0] if len(parts) == 1 else _joined(parts)
+
+    def _some(self, x: Tensor) -> Any:
+        count = len(x)
+        rows = {0: x.movedim(1, -1).flatten(1, 2).contiguous().numpy()}
+        """Of each register that is wanted later: (n, pixels, channels)."""
+        made: dict[Node, list[Tensor]] = {}
+        for index, part in enumerate(self._program.parts):
+            if isinstance(part, Segment):
+                given, kept = [rows[r] for r in part.given], list(part.kept.values())
+                rows |= zip(part.kept, self._segments[index].run(given, kept), strict=True)
+            elif isinstance(part, Bring):
+                images = [image.movedim(part.channel, -1).flatten(0, -2) for image in made[part.node]]
+                rows[part.register] = torch.stack(images).contiguous().numpy()
+            else:
+                made[part.node] = [self._called(part, rows, made, image) for image in range(count)]
+
+        def given_back(value: Any) -> Tensor:
+            if isinstance(value, Apart):
+                return torch.cat(made[value.node])
+            held = torch.from_numpy(rows[value.register])
+            return held.as_strided((count, *value.size[1:]), (held.stride(0), *value.stride[1:]), value.offset)
+
+        return mapped(self._result, (Place, Apart), given_back)
+
+    def _called(self, call: Call, rows: Mapping[int, Any], made: Mapping[Node, list[Tensor]], image: int) -> Tensor:
+        tensors = dict[Node, Tensor]()
+        for node, value in call.given.items():
+            if isinstance(value, Place):
+                held = torch.from_numpy(rows[value.register][image])
+                tensors[node] = held.as_strided(value.size, value.stride, value.offset)
+            else:
+                tensors[node] = made[value.node][image] if isinstance(value, Apart) else self._constants[node]
+        return call.node.called(tensors)
+
+
+def _joined(parts: list[Any]) -> Any:
+    """Structures of tensors, image after image; what is one tensor in all of them is a constant."""
+    found = [list[Tensor]() for _ in parts]
+    for part, tensors in zip(parts, found, strict=True):
+        each_of(part, Tensor, tensors.append)
+    whole = iter([each[0] if each[0] is each[1] else torch.cat(each) for each in zip(*found, strict=True)])
+    return mapped(parts[0], Tensor, lambda _: next(whole))
 
 
 def _empty(site: PackedModule) -> nn.Module:
@@ -113,16 +186,6 @@ def _empty(site: PackedModule) -> nn.Module:
     else:
         layer = nn.Linear(site.packed.shape[1], site.packed.shape[0], bias=site.bias is not None)
     return layer.eval()
-
-
-def assemble(program: Program, module: nn.Module, packed: Mapping[str, PackedModule]) -> Any:
-    """The native net: the program with the module's values."""
-    import headway.kernels.cpu._cpu as _cpu
-
-    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    with torch.no_grad():
-        steps = [_filled(step, state, packed) for step in program.steps]
-    return cast(Any, _cpu).make_image_net(program.registers, steps, [program.output.register])
 
 
 def _filled(step: Step, state: State, packed: Mapping[str, PackedModule]) -> dict[str, Any]:

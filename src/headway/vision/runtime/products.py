@@ -9,9 +9,21 @@ import torch
 from torch import Tensor
 
 from headway.vision.runtime.capture import Node, NotNative
-from headway.vision.runtime.program import Affine, Number, State, Step
 from headway.vision.runtime.registers import Registers
-from headway.vision.runtime.values import SAME, Axes, Held, Known, Padded, Stacked, Tiled, argument, image, spread_over
+from headway.vision.runtime.steps import Affine, Number, State, Step
+from headway.vision.runtime.values import (
+    SAME,
+    Apart,
+    Axes,
+    Held,
+    Known,
+    Padded,
+    Stacked,
+    Tiled,
+    argument,
+    image,
+    spread_over,
+)
 
 _CLAMPS = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
 _ACTS = {"gelu": "gelu", "silu": "silu", "hardswish": "hard_swish", "hardsigmoid": "hard_sigmoid", "sigmoid": "sigmoid"}
@@ -20,7 +32,8 @@ _ACTS = {"gelu": "gelu", "silu": "silu", "hardswish": "hard_swish", "hardsigmoid
 class Chain:
     """A product and what can be joined to it: each operation is the only user of the one before."""
 
-    def __init__(self, lowering: Registers, node: Node) -> None:
+    def __init__(self, lowering: Registers, node: Node, alone: bool = False) -> None:
+        """alone: nothing is joined."""
         self.node = node
         self.nodes = [node]
         self.weight = lowering.known(node.args[1])
@@ -42,7 +55,8 @@ class Chain:
         else:
             self._convolution()
         self.product = self.linear or (self.kernel == 1 and self.groups == 1)
-        self._follow(lowering)
+        if not alone:
+            self._follow(lowering)
 
     def _convolution(self) -> None:
         node, shape = self.node, self.shape
@@ -68,6 +82,8 @@ class Chain:
         last, acted = self.node, False
         while len(last.users) == 1:
             user = next(iter(last.users))
+            if user in lowering.joined:  # by the product on the other side of a sum
+                return
             name = user.name
             act = activation(user)
             plain = not acted and self.residual is None
@@ -141,10 +157,10 @@ class Chain:
         if isinstance(value, Padded):
             pads = cast(Any, tuple(a + b for a, b in zip(pads, value.pads, strict=True)))
             value = value.inner
-        x = lowering.held(value)
+        wanted = self.node.args[0].ndim - 1 if self.linear else 1
+        x = lowering.bring(value, wanted) if isinstance(value, Apart) else lowering.held(value)
         axes = lowering.axes(x)
         ndim = x.view.ndim
-        wanted = ndim - 1 if self.linear else 1
         if lowering.channel(x, axes) != wanted or (not self.linear and ndim != 4):
             raise NotNative("a product along an axis that is not the channels")
         register, axes = lowering.whole(x)
@@ -169,10 +185,8 @@ class Chain:
         residual, times = self._operands(lowering, x, axes, out, (out_h, out_w))
         settings |= {} if residual is None else {"residual": residual}
         settings |= {} if times is None else {"times": times}
-        if self.product and register == 0:  # rows of the input are not padded
-            to = lowering.register(height, width, channels)
-            lowering.steps.append(Step("take", [0], to, {"begin": 0}))
-            register = to
+        if self.product or self.groups > 1:
+            register = lowering.padded(register)
         to = lowering.register(out_h, out_w, out)
         numbers: dict[str, Number] = {} if self.slope is None else {"slope": self.slope}
         if self.product:
@@ -228,11 +242,12 @@ class Chain:
                 found.append(None)
                 continue
             value = lowering.values[node]
+            wanted = node.ndim - 1 if self.linear else 1
+            if isinstance(value, Apart):
+                value = lowering.bring(value, wanted)
             held = value.inner if isinstance(value, Tiled) else lowering.held(value)
             register, theirs = lowering.whole(held)
-            ndim = held.view.ndim
-            channel = lowering.channel(held, theirs)
-            if channel != (ndim - 1 if self.linear else 1):
+            if lowering.channel(held, theirs) != wanted:
                 raise NotNative("operands that lie differently")
             if node is self.residual and lowering.registers[register] != (*size, out):
                 if math.prod(lowering.registers[register][:2]) != math.prod(size):
@@ -240,9 +255,7 @@ class Chain:
                 to = lowering.register(*size, out)
                 lowering.steps.append(Step("take", [register], to, {"begin": 0}))
                 register = to
-            if register == 0:
-                raise NotNative("the input is added as it is")
-            found.append(register)
+            found.append(lowering.padded(register))
         return found[0], found[1]
 
     def _matrix(self, state: State) -> Tensor:

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from headway.vision.runtime.capture import Node, NotNative
-from headway.vision.runtime.program import Affine, Number, Step
-from headway.vision.runtime.values import Axes, Held, Known, meta
+import torch
 
-BLOCK = 32
-"""Channels are padded to a multiple of this."""
+from headway.vision.runtime.capture import Node, NotNative
+from headway.vision.runtime.program import BLOCK, Bring, Call, Shape
+from headway.vision.runtime.steps import Affine, Number, Step
+from headway.vision.runtime.values import Apart, Axes, Held, Known, image, meta
 
 
 class Registers:
     """What is known so far: registers as (height, width, channels), the steps that make them, values of nodes."""
 
     def __init__(self) -> None:
-        self.registers: list[tuple[int, int, int]] = []
-        self.steps: list[Step] = []
+        self.registers: list[Shape] = []
+        self.steps: list[Step | Call | Bring] = []
         self.values: dict[Node, Any] = {}
+        self.joined: dict[Node, Any] = {}
+        """Nodes whose work a product does (`products.Chain`); the last of a chain makes the step."""
+        self.bare: set[int] = set()
+        """Registers that no step makes: their channels have no padding."""
 
     def register(self, height: int, width: int, channels: int) -> int:
         self.registers.append((height, width, channels))
@@ -29,7 +34,36 @@ class Registers:
     def ld(self, register: int) -> int:
         """Floats from one pixel to the next."""
         channels = self.registers[register][2]
-        return channels if register == 0 else -(-channels // BLOCK) * BLOCK
+        return channels if register in self.bare else -(-channels // BLOCK) * BLOCK
+
+    def given(self, height: int, width: int, channels: int) -> int:
+        """A register that no step makes."""
+        register = self.register(height, width, channels)
+        self.bare.add(register)
+        return register
+
+    def bring(self, value: Apart, channel: int) -> Held:
+        """What torch made, in a register: an image whose channels are its second axis, or rows of the last axis."""
+        shape = value.node.shape
+        if value.node.dtype != torch.float32 or len(shape) < 2:
+            raise NotNative("what is no image of float32")
+        if channel == 1 and len(shape) == 4:
+            if shape[0] != 1:
+                raise NotNative("parts of an image side by side")
+            _, channels, height, width = shape
+            held = Held(self.given(height, width, channels), image(channels, height, width, channels))
+        else:
+            held = Held(self.given(1, math.prod(shape[:-1]), shape[-1]), torch.empty(shape, device="meta"))
+        self.steps.append(Bring(value.node, channel, held.register))
+        return held
+
+    def padded(self, register: int) -> int:
+        """The same image with its channels padded."""
+        if register not in self.bare or self.registers[register][2] % BLOCK == 0:
+            return register
+        to = self.register(*self.registers[register])
+        self.steps.append(Step("take", [register], to, {"begin": 0}))
+        return to
 
     def held(self, node: Any) -> Held:
         value = self.values.get(node) if isinstance(node, Node) else node

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from headway.vision.runtime.capture import Node
-from headway.vision.runtime.program import Number
+from headway.vision.runtime.steps import Number
 
 SAME = {"dropout", "contiguous", "clone", "detach", "dropout2d"}
 """Calls that give what they are given, in `eval`."""
@@ -46,6 +46,13 @@ class Known:
 
     number: Number
     shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Apart:
+    """What torch computes: it is in no register."""
+
+    node: Node
 
 
 @dataclass(frozen=True)
