@@ -25,6 +25,7 @@ from random_products import INTEGER, Case, draw
 from headway.kernels import cpu
 from headway.kernels.cpu import _cpu
 from headway.llm.native import NativeRuntime
+from headway.llm.runtime import KV_TYPES
 
 HERE = Path(__file__).parent
 SOURCE = HERE.parents[1] / "src" / "headway" / "kernels" / "cpu"
@@ -98,7 +99,7 @@ def every_step(count: int) -> int:
         logits = []
         for level in cpu.levels():
             with cpu.at_level(level):
-                session = NativeRuntime(arch, weights, vectors, kv=("f16", "f32", "int8")[seed % 4 % 3]).begin()
+                session = NativeRuntime(arch, weights, vectors, kv=KV_TYPES[seed // 3 % len(KV_TYPES)]).begin()
                 logits.append((session.feed(tokens, every=True), session.feed(tokens[:1])))
         for prefill, decode in logits[1:]:
             assert same_bits(prefill, logits[0][0]), f"{name} #{seed}"

@@ -15,6 +15,7 @@ from headway.hardware.attention import (
 )
 from headway.hardware.bench import native_module
 from headway.hardware.rates import Rates
+from headway.llm.runtime import KV_TYPES
 
 SHAPE = AttentionShape(heads=8, kv_heads=2, head_dim=16)
 TARGET = make_target()
@@ -79,7 +80,7 @@ def test_a_prediction_reads_the_rate(clock):
     assert rates.guessed == set()
 
 
-@pytest.mark.parametrize("kv", ["f16", "f32", "int8"])
+@pytest.mark.parametrize("kv", KV_TYPES)
 def test_native_steps_leave_the_cache_as_it_was(kv, monkeypatch):
     fed = []
     real = native_module()

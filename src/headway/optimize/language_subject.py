@@ -13,7 +13,7 @@ from headway.core.model import Site
 from headway.core.statistics import perplexity_ratio
 from headway.core.target import Target
 from headway.core.workload import Texts, Workload, default_texts, user_function
-from headway.hardware.predict import F32_BYTES, LanguageLoad, LanguageShape, SiteLoad, predict_language
+from headway.hardware.predict import LanguageLoad, LanguageShape, SiteLoad, kv_element_bytes, predict_language
 from headway.hardware.rates import Rates
 from headway.llm import scoring
 from headway.llm.language_model import LanguageModel
@@ -170,7 +170,7 @@ class LanguageSubject:
             output_tokens=DECODED,
             context=self.workload.context,
             kv=kv,
-            kv_element_bytes=1.0 + F32_BYTES / self.model.architecture.head_dim if kv == "int8" else 0.0,
+            kv_element_bytes=kv_element_bytes(kv, self.model.architecture.head_dim),
             kv_page=KV_PAGE,
             threads=threads,
         )

@@ -9,6 +9,12 @@
 // int8 pages are scored in integers: per page and row 2 x 64 x head_dim / 4 dot products of 4 bytes, half of f16's
 // bytes. A query has one scale, the weights of a page one for every 32 keys (times the values' own scales), 127 levels
 // each; the row's sum l stays that of the unrounded weights. Integer sums are exact: every level gives the same bits.
+//
+// int4 pages likewise, 4.5 bits an element at heads of 64: keys, values and queries go through a Walsh-Hadamard transform
+// (log2 head_dim additions an element, once each; one more for what a head gives), which leaves scores as they are and
+// spreads what stands out in one dimension over all (QuaRot, Ashkboos et al. 2024). Per 64 bytes 3 operations to unpack
+// and 2 x 64 products a row. AVX2: a product and an addition a quad and row, in int16 over 8 quads, where int8 takes
+// four operations.
 #pragma once
 #include "ops_kernel.h"
 
@@ -27,19 +33,23 @@ struct Coded {  // one int8 vector
   int32_t sum;
 };
 
-// n floats to codes -127..127 with one scale, largest |x| / 127: NaN if any is not finite, 0 if all are next to nothing.
-// `codes` has room for n rounded up to 16; what is beyond n becomes 0.
-static Coded encode(const float* x, int64_t n, int8_t* codes) {
+// The largest |x|: NaN if any is not finite, 0 if all are next to nothing.
+HEADWAY_INLINE float largest_of(const float* x, int64_t n) {
   const I magnitude = set1i(0x7fffffff);
   I most = set1i(0);
   for (int64_t i = 0; i < n; i += 16) most = max(most, bits(load_n(x + i, n - i < 16 ? (int)(n - i) : 16)) & magnitude);
   const int32_t top = highest(most);
   float largest;
   __builtin_memcpy(&largest, &top, 4);
+  return top >= 0x7f800000 ? __builtin_nanf("") : top < 0x0d800000 ? 0.0f : largest;
+}
+
+// n floats to codes -127..127 with one scale, largest |x| / 127. `codes` has room for n rounded up to 16; what is beyond
+// n becomes 0.
+static Coded encode(const float* x, int64_t n, int8_t* codes) {
+  const float largest = largest_of(x, n);
   Coded found = {largest / 127.0f, 0};
-  float inverse = 127.0f / largest;
-  if (top >= 0x7f800000) found.scale = __builtin_nanf(""), inverse = 0.0f;
-  else if (top < 0x0d800000) found.scale = inverse = 0.0f;
+  const float inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
   I total = set1i(0);
   for (int64_t i = 0; i < n; i += 16) {
     I q = to_int(load_n(x + i, n - i < 16 ? (int)(n - i) : 16) * set1(inverse));
@@ -51,24 +61,79 @@ static Coded encode(const float* x, int64_t n, int8_t* codes) {
   return found;
 }
 
+// n floats to codes 0..15, value = scale * (2 code - 15); returns the scale, largest |x| / 15. Room as for `encode`.
+static float encode_nibbles(const float* x, int64_t n, int8_t* codes) {
+  const float largest = largest_of(x, n), inverse = largest > 0.0f ? 7.5f / largest : 0.0f;
+  for (int64_t i = 0; i < n; i += 16) {
+    I q = to_int(fma(load_n(x + i, n - i < 16 ? (int)(n - i) : 16), set1(inverse), set1(7.5f)));
+    if (inverse == 0.0f) q = set1i(0);
+    store_i8(codes + i, q);
+  }
+  return largest / 15.0f;
+}
+
+// One level of the transform within 16 lanes: lanes l and l ^ H become their sum and their difference.
+template <int H> HEADWAY_INLINE F butterfly(F v) {
+  const I odd = iota() & set1i(H);
+  return fma(v, where_less(set1i(0), odd, set1(-1.0f), set1(1.0f)), swap<H>(v));
+}
+
+// The Walsh-Hadamard transform, of length 1 and its own inverse, of every walsh_block(d) dimensions. `y`, which may be
+// x, has room for d rounded up to 16.
+static void walsh(const float* x, int64_t d, float* y) {
+  const int64_t n = walsh_block(d);
+  const F unit = set1(1.0f / __builtin_sqrtf((float)n));
+  for (int64_t i = 0; i < d; i += 16) {
+    F v = load_n(x + i, d - i < 16 ? (int)(d - i) : 16) * unit;
+    if (n > 1) v = butterfly<1>(v);
+    if (n > 2) v = butterfly<2>(v);
+    if (n > 4) v = butterfly<4>(v);
+    if (n > 8) v = butterfly<8>(v);
+    store(y + i, v);
+  }
+  for (int64_t half = 16; half < n; half *= 2)
+    for (int64_t begin = 0; begin < d; begin += 2 * half)
+      for (int64_t i = begin; i < begin + half; i += 16) {
+        const F a = load(y + i), b = load(y + i + half);
+        store(y + i, a + b);
+        store(y + i + half, a - b);
+      }
+}
+
+template <int BITS>
 static void kv_write_codes(const PageShape* shape, uint8_t* page, int64_t at, const float* k, const float* v) {
-  const int64_t d = shape->head_dim, dp = shape->padded_dim, quads = page_quads(shape);
-  int8_t line[kMostCodedDim + 16];
+  const int64_t d = shape->head_dim, dp = shape->padded_dim;
+  int8_t line[kMostCodedDim + 32];
+  float turned[BITS == 4 ? kMostCodedDim + 16 : 1];
   for (int64_t h = 0; h < shape->kv_heads; ++h, k += d, v += d, page += page_head_bytes(shape)) {
-    float* scales = (float*)(page + page_head_elements(shape));
-    scales[at] = encode(k, d, line).scale;
-    uint8_t* key = page + ((at / 16) * quads * 16 + at % 16) * 4;
-    for (int64_t i = 0; i < 4 * quads; ++i) key[(i / 4) * 64 + i % 4] = (uint8_t)((i < d ? line[i] : 0) + 128);
-    scales[kPage + at] = encode(v, d, line).scale;
-    uint8_t* value = page + kPage * 4 * quads + (at / 4) * 64 + at % 4;
-    for (int64_t i = 0; i < dp; ++i) value[(i / 16) * 1024 + (i % 16) * 4] = (uint8_t)((i < d ? line[i] : 0) + 128);
+    uint8_t* values = page + page_key_bytes(shape);
+    float* scales = (float*)(values + page_value_bytes(shape));
+    uint8_t* key = page + (at / 16) * (int64_t)(page_key_bytes(shape) / 4) + at % 16 * 4;
+    uint8_t* value = values + (at / 4) * 64 + at % 4;
+    if constexpr (BITS == 8) {
+      scales[at] = encode(k, d, line).scale;
+      for (int64_t i = 0; i < 4 * page_quads(shape); ++i)
+        key[(i / 4) * 64 + i % 4] = (uint8_t)((i < d ? line[i] : 0) + 128);
+      scales[kPage + at] = encode(v, d, line).scale;
+      for (int64_t i = 0; i < dp; ++i) value[(i / 16) * 1024 + (i % 16) * 4] = (uint8_t)((i < d ? line[i] : 0) + 128);
+    } else {
+      walsh(k, d, turned);
+      scales[at] = encode_nibbles(turned, d, line);
+      for (int64_t i = 0; i < d; i += 8)
+        for (int j = 0; j < 4; ++j) key[i * 8 + j] = (uint8_t)(line[i + j] | line[i + 4 + j] << 4);
+      walsh(v, d, turned);
+      scales[kPage + at] = encode_nibbles(turned, d, line);
+      __builtin_memset(line + dp, 0, 16);
+      for (int64_t i = 0; i < dp; i += 32)
+        for (int j = 0; j < 16; ++j) value[i * 32 + j * 4] = (uint8_t)(line[i + j] | line[i + 16 + j] << 4);
+    }
   }
 }
 
 static void kv_write(const PageShape* shape, void* page, int64_t at, const float* k, const float* v) {
-  if (shape->store == kPageInt8) return kv_write_codes(shape, (uint8_t*)page, at, k, v);
-  const int64_t d = shape->head_dim, dp = shape->padded_dim;
-  const int64_t per_head = (int64_t)page_head_elements(shape);
+  if (shape->store == kPageInt8) return kv_write_codes<8>(shape, (uint8_t*)page, at, k, v);
+  if (shape->store == kPageInt4) return kv_write_codes<4>(shape, (uint8_t*)page, at, k, v);
+  const int64_t d = shape->head_dim, dp = shape->padded_dim, per_head = kPage * (d + dp);
   for (int64_t h = 0; h < shape->kv_heads; ++h, k += d, v += d) {
     const int64_t key = h * per_head + (at / 16) * d * 16 + at % 16;
     const int64_t value = h * per_head + kPage * d + at * dp;
@@ -303,31 +368,50 @@ template <bool HALF> static void page_tall(PageView page, const AttendArgs* a, f
   tall_from<kQueryRows, true>(page, a, 0, s, back);
 }
 
-struct Query {  // int8
+struct Query {  // of int8 and int4 pages
   const int8_t* codes;
   Coded coded;
 };
 
-template <int ROWS, bool AHEAD>
-HEADWAY_INLINE void score_codes(const PageView& page, const Query* q, const float* scales, int64_t quads,
+// What a line of 64 bytes holds: the codes of one part, or of two in its nibbles.
+template <int BITS> struct Line {
+  static constexpr int parts = 8 / BITS;
+  Codes part[parts];
+};
+template <int BITS> HEADWAY_INLINE Line<BITS> load_line(const uint8_t* p) {
+  const Codes both = load_codes(p);
+  if constexpr (BITS == 8) return {{both}};
+  else return {{low(both), high(both)}};
+}
+
+// `lines`: of 16 keys.
+template <int BITS, int ROWS, bool AHEAD>
+HEADWAY_INLINE void score_codes(const PageView& page, const Query* q, const float* scales, int64_t lines,
                                 const int32_t* lo, const int32_t* hi, float factor, float cap, float* s) {
-  constexpr int step = kKeyVectors;
+  using Dots = PageDot<BITS>;
+  constexpr int step = kKeyVectors, parts = Line<BITS>::parts;
+  constexpr int64_t most = Dots::quads / parts;
   for (int block = page.begin / 16; block * 16 < page.end; block += step) {
-    SignedDot acc[ROWS][step];
-    const uint8_t* key = (const uint8_t*)page.k + block * quads * 64;
-    const char* ahead = page.next + block * quads * 64;
-    for (int64_t i = 0; i < quads; ++i) {
-      Codes line[step];
-      for (int j = 0; j < step; ++j) {
-        if constexpr (AHEAD) fetch(ahead + (j * quads + i) * 64);
-        line[j] = load_codes(key + ((block + j < 4 ? j : 0) * quads + i) * 64);
+    Dots acc[ROWS][step];
+    const uint8_t* key = (const uint8_t*)page.k + block * lines * 64;
+    const char* ahead = page.next + block * lines * 64;
+    for (int64_t i = 0; i < lines;) {
+      for (const int64_t end = lines - i < most ? lines : i + most; i < end; ++i) {
+        Line<BITS> line[step];
+        for (int j = 0; j < step; ++j) {
+          if constexpr (AHEAD) fetch(ahead + (j * lines + i) * 64);
+          line[j] = load_line<BITS>(key + ((block + j < 4 ? j : 0) * lines + i) * 64);
+        }
+        for (int r = 0; r < ROWS; ++r)
+          for (int j = 0; j < step; ++j)
+            for (int p = 0; p < parts; ++p) Dots::add(acc[r][j], line[j].part[p], q[r].codes + 4 * (parts * i + p));
       }
       for (int r = 0; r < ROWS; ++r)
-        for (int j = 0; j < step; ++j) SignedDot::add(acc[r][j], line[j], q[r].codes + 4 * i);
+        for (int j = 0; j < step; ++j) Dots::settle(acc[r][j]);
     }
     for (int j = 0; j < step && block + j < 4; ++j)
       for (int r = 0; r < ROWS; ++r) {
-        const F dot = to_float(SignedDot::total(acc[r][j], q[r].coded.sum));
+        const F dot = to_float(Dots::total(acc[r][j], q[r].coded.sum));
         const F x = dot * (load(scales + (block + j) * 16) * set1(q[r].coded.scale * factor));
         keep_score(page, block + j, x, lo[r], hi[r], cap, s + r * kPage);
       }
@@ -347,62 +431,94 @@ HEADWAY_INLINE Coded encode_weights(const PageView& page, int half, const float*
   return encode(weighted, 32, codes + half * 32);
 }
 
-template <int ROWS, bool AHEAD>
+// The weights of some rows on a page, half by half.
+template <int ROWS> struct Weights {
+  int8_t codes[ROWS][kPage];
+  Coded coded[ROWS][2];
+  float back[ROWS];  // what earlier sums are multiplied by
+};
+
+// Sixteen dimensions of o, dp floats a row: those of one PART of 16 lines.
+template <int BITS, int PART, int ROWS, bool AHEAD>
+HEADWAY_INLINE void mix_codes(const uint8_t* value, const char* ahead, const Weights<ROWS>& w, int first, int last,
+                              int64_t dp, float* o) {
+  using Dots = PageDot<BITS>;
+  F acc[ROWS];
+  for (int r = 0; r < ROWS; ++r) {
+    acc[r] = load(o + r * dp);
+    if (w.back[r] != 1.0f) acc[r] = acc[r] * set1(w.back[r]);
+  }
+  for (int half = first; half < last; ++half) {
+    Dots dots[ROWS];
+    for (int i = half * 8; i < half * 8 + 8; ++i) {
+      if constexpr (AHEAD && PART == 0) fetch(ahead + i * 64);
+      const Codes line = load_line<BITS>(value + i * 64).part[PART];
+      for (int r = 0; r < ROWS; ++r) Dots::add(dots[r], line, w.codes[r] + 4 * i);
+    }
+    for (int r = 0; r < ROWS; ++r) {
+      Dots::settle(dots[r]);
+      acc[r] = fma(to_float(Dots::total(dots[r], w.coded[r][half].sum)), set1(w.coded[r][half].scale), acc[r]);
+    }
+  }
+  for (int r = 0; r < ROWS; ++r) store(o + r * dp, acc[r]);
+}
+
+template <int BITS, int ROWS, bool AHEAD>
 static void page_codes(PageView page, const AttendArgs* a, const Query* q, int64_t row, float* s) {
   const int32_t *lo = a->lo + row, *hi = a->hi + row;
   if (!narrow<ROWS>(page, lo, hi)) return;
-  const int64_t quads = page_quads(&a->shape);
-  const float* scales = (const float*)((const uint8_t*)page.k + page_head_elements(&a->shape));
-  score_codes<ROWS, AHEAD>(page, q + row, scales, quads, lo, hi, a->scale, a->softcap, s);
-  float back[ROWS];
-  int8_t codes[ROWS][kPage];
-  Coded coded[ROWS][2];
+  const int64_t keys = (int64_t)page_key_bytes(&a->shape);
+  const float* scales = (const float*)((const uint8_t*)page.v + page_value_bytes(&a->shape));
+  score_codes<BITS, ROWS, AHEAD>(page, q + row, scales, keys / (4 * kLine), lo, hi, a->scale, a->softcap, s);
+  Weights<ROWS> w;
   const int first = page.begin / 32, last = (page.end + 31) / 32;
-  soften_rows<ROWS>(page, lo, hi, s, a->m + row, a->l + row, back);
+  soften_rows<ROWS>(page, lo, hi, s, a->m + row, a->l + row, w.back);
   for (int r = 0; r < ROWS; ++r) {
     for (int half = first; half < last; ++half)
-      coded[r][half] = encode_weights(page, half, s + r * kPage, scales + kPage, lo[r], hi[r], codes[r]);
+      w.coded[r][half] = encode_weights(page, half, s + r * kPage, scales + kPage, lo[r], hi[r], w.codes[r]);
   }
-  for (int64_t at = 0; at < page.dp; at += 16) {
-    const uint8_t* value = (const uint8_t*)page.v + at * kPage;
-    const char* ahead = page.next + 4 * quads * kPage + at * kPage;
-    F acc[ROWS];
-    for (int r = 0; r < ROWS; ++r) {
-      acc[r] = load(a->o + (row + r) * page.dp + at);
-      if (back[r] != 1.0f) acc[r] = acc[r] * set1(back[r]);
+  const uint8_t* value = (const uint8_t*)page.v;
+  const char* ahead = page.next + keys;
+  float* o = a->o + row * page.dp;
+  for (int64_t at = 0; at < page.dp; value += 16 * kLine, ahead += 16 * kLine) {
+    mix_codes<BITS, 0, ROWS, AHEAD>(value, ahead, w, first, last, page.dp, o + at);
+    at += 16;
+    if constexpr (BITS == 4) {
+      if (at < page.dp) mix_codes<BITS, 1, ROWS, AHEAD>(value, ahead, w, first, last, page.dp, o + at);
+      at += 16;
     }
-    for (int half = first; half < last; ++half) {
-      SignedDot dots[ROWS];
-      for (int i = half * 8; i < half * 8 + 8; ++i) {
-        if constexpr (AHEAD) fetch(ahead + i * 64);
-        const Codes line = load_codes(value + i * 64);
-        for (int r = 0; r < ROWS; ++r) SignedDot::add(dots[r], line, codes[r] + 4 * i);
-      }
-      for (int r = 0; r < ROWS; ++r)
-        acc[r] = fma(to_float(SignedDot::total(dots[r], coded[r][half].sum)), set1(coded[r][half].scale), acc[r]);
-    }
-    for (int r = 0; r < ROWS; ++r) store(a->o + (row + r) * page.dp + at, acc[r]);
   }
 }
 
-template <bool AHEAD>
+template <int BITS, bool AHEAD>
 static void some_codes(const PageView& page, const AttendArgs* a, const Query* q, int64_t r, float* s) {
   switch (a->rows - r) {
-    case 1: return page_codes<1, AHEAD>(page, a, q, r, s);
-    case 2: return page_codes<2, AHEAD>(page, a, q, r, s);
-    case 3: return page_codes<3, AHEAD>(page, a, q, r, s);
-    default: return page_codes<4, AHEAD>(page, a, q, r, s);
+    case 1: return page_codes<BITS, 1, AHEAD>(page, a, q, r, s);
+    case 2: return page_codes<BITS, 2, AHEAD>(page, a, q, r, s);
+    case 3: return page_codes<BITS, 3, AHEAD>(page, a, q, r, s);
+    default: return page_codes<BITS, 4, AHEAD>(page, a, q, r, s);
   }
+}
+
+template <int BITS> static void page_all_codes(const PageView& page, const AttendArgs* a, const Query* q, float* s) {
+  if (page.next) some_codes<BITS, true>(page, a, q, 0, s);
+  for (int64_t r = page.next ? 4 : 0; r < a->rows; r += 4) some_codes<BITS, false>(page, a, q, r, s);
 }
 
 // The rows' queries as codes; from `scratch`.
 static const Query* encode_queries(const AttendArgs* a, float* scratch) {
-  const int64_t room = 4 * page_quads(&a->shape);
+  const int64_t room = (a->shape.head_dim + 7) / 8 * 8;
   Query* queries = (Query*)scratch;
   int8_t line[kMostCodedDim + 16];
+  float turned[kMostCodedDim + 16];
   int8_t* codes = (int8_t*)(queries + a->rows);
   for (int64_t r = 0; r < a->rows; ++r, codes += room) {
-    queries[r] = {codes, encode(a->q[r], a->shape.head_dim, line)};
+    const float* q = a->q[r];
+    if (a->shape.store == kPageInt4) {
+      walsh(q, a->shape.head_dim, turned);
+      q = turned;
+    }
+    queries[r] = {codes, encode(q, a->shape.head_dim, line)};
     __builtin_memcpy(codes, line, (size_t)room);
   }
   return queries;
@@ -410,8 +526,8 @@ static const Query* encode_queries(const AttendArgs* a, float* scratch) {
 
 static void attend(const AttendArgs* a) {
   const int64_t d = a->shape.head_dim, dp = a->shape.padded_dim;
-  const size_t per_head = page_head_elements(&a->shape), head_bytes = page_head_bytes(&a->shape);
-  const bool half = a->shape.store == kPageF16, coded = a->shape.store == kPageInt8;
+  const size_t key_bytes = page_key_bytes(&a->shape), head_bytes = page_head_bytes(&a->shape);
+  const bool half = a->shape.store == kPageF16, coded = page_coded(&a->shape);
   const bool tall = !coded && a->rows > kFewRows;
   float* s = a->scratch;  // [rows that are scored together][64]
   float* rest = s + (tall ? a->rows : 4) * kPage;
@@ -424,12 +540,12 @@ static void attend(const AttendArgs* a) {
     page.begin = (int32_t)(a->key_begin > page.first ? a->key_begin - page.first : 0);
     page.end = (int32_t)(a->key_end - page.first < kPage ? a->key_end - page.first : kPage);
     page.k = (const char*)a->pages[i] + (size_t)a->kv_head * head_bytes;
-    page.v = (const char*)page.k + (coded ? 4 * page_quads(&a->shape) : d * (half ? 2 : 4)) * kPage;
+    page.v = (const char*)page.k + key_bytes;
     const bool more = (i + 1) * kPage < a->fetch_end;
     page.next = more ? (const char*)a->pages[i + 1] + (size_t)a->kv_head * head_bytes : nullptr;
     if (coded) {
-      if (page.next) some_codes<true>(page, a, queries, 0, s);
-      for (int64_t r = page.next ? 4 : 0; r < a->rows; r += 4) some_codes<false>(page, a, queries, r, s);
+      if (a->shape.store == kPageInt8) page_all_codes<8>(page, a, queries, s);
+      else page_all_codes<4>(page, a, queries, s);
     } else if (tall) {
       float* wide = rest + (a->rows + 15) / 16 * 16;
       if (half) page_tall<true>(page, a, s, rest, wide);
@@ -464,8 +580,10 @@ static void attend_merge(float* m, float* l, float* o, const float* m2, const fl
   }
 }
 
-static void attend_finish(const float* l, const float* o, int64_t rows, int64_t d, int64_t dp, float* const* out) {
-  for (int64_t r = 0; r < rows; ++r, o += dp) {
+static void attend_finish(const PageShape* shape, const float* l, float* o, int64_t rows, float* const* out) {
+  const int64_t d = shape->head_dim;
+  for (int64_t r = 0; r < rows; ++r, o += shape->padded_dim) {
+    if (shape->store == kPageInt4) walsh(o, d, o);
     const F inverse = set1(1.0f / l[r]);
     for (int64_t i = 0; i < d; i += 16) {
       const F v = load(o + i) * inverse;

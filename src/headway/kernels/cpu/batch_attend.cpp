@@ -122,7 +122,7 @@ void Batch::attend_item(const Item& item, const AttentionPlan& plan, int64_t lay
     run(span, span_m, span_l, span_o);
     k.attend_merge(m, l, o, span_m, span_l, span_o, count, dp);
   }
-  k.attend_finish(l, o, count, d, dp, out);
+  k.attend_finish(&kv_.shape, l, o, count, out);
 }
 
 void Batch::merge_item(const Item& item) {
@@ -138,7 +138,7 @@ void Batch::merge_item(const Item& item) {
     for (int64_t g = 0; g < shared; ++g) {
       float* out = attended(item.row + t) + (item.kv_head * shared + g) * d;
       const int64_t r = t * shared + g;
-      k.attend_finish(into + count + r, into + 2 * count + r * dp, 1, d, dp, &out);
+      k.attend_finish(&kv_.shape, into + count + r, into + 2 * count + r * dp, 1, &out);
     }
 }
 

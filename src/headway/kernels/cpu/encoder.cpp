@@ -98,7 +98,7 @@ size_t Encoder::attend_bytes(int64_t n) const {
   const int64_t d = config_.width / config_.heads;
   const PageShape shape{1, d, round_up(d, 16), kPageF32};
   const int64_t pages = round_up(n, kPageTokens) / kPageTokens;
-  const size_t floats = size_t(pages) * page_head_elements(&shape) + attend_scratch_floats(&shape, n) +
+  const size_t floats = size_t(pages) * page_head_bytes(&shape) / sizeof(float) + attend_scratch_floats(&shape, n) +
                         size_t(n) * size_t(shape.padded_dim + 2) + 64;
   return floats * sizeof(float) + size_t(n) * (2 * sizeof(float*) + 2 * sizeof(int32_t)) +
          size_t(pages) * sizeof(void*) + 9 * 64;
@@ -125,7 +125,7 @@ void Encoder::attend_head(const EncoderLayer& layer, int64_t first, int64_t n, i
   };
   AttendArgs args{};
   args.shape = {1, d, dp, kPageF32};
-  const auto per_page = int64_t(page_head_elements(&args.shape));
+  const auto per_page = int64_t(page_head_bytes(&args.shape) / sizeof(float));
   const int64_t count = round_up(n, kPageTokens) / kPageTokens;
   float* values;
   const void** pages;
@@ -165,7 +165,7 @@ void Encoder::attend_head(const EncoderLayer& layer, int64_t first, int64_t n, i
   args.key_end = args.fetch_end = n;
   args.scale = 1.0f / std::sqrt(float(d));
   kernel.attend(&args);
-  kernel.attend_finish(args.l, args.o, n, d, dp, out);
+  kernel.attend_finish(&args.shape, args.l, args.o, n, out);
 }
 
 }  // namespace headway

@@ -45,24 +45,33 @@ struct IntTiles {
 //   f32, f16   K [4][head_dim][16 keys]; V [64][padded dim], padded dim = head_dim rounded up to 16
 //   int8       K [4][quads][16 keys][4 dims], V [padded dim / 16][16 quads][16 dims][4 keys], both bytes code + 128;
 //              then 64 f32 scales of K and 64 of V: value = scale * code, one scale per key, codes -127..127
+//   int4       the same in nibbles, value = scale * (2 code - 15): a byte of K holds quads 2 i (low) and 2 i + 1 of one
+//              key, a byte of V dims i (low) and i + 16 of 32, so that no two keys share one. K and V are rotated:
+//              walsh_block(head_dim) dimensions at a time go through a Walsh-Hadamard transform of length 1
 constexpr int kPageTokens = 64;
 constexpr int kSpanTokens = 512;  // keys whose softmax is accumulated apart, then merged in order
 
-enum PageStore { kPageF32 = 0, kPageF16 = 1, kPageInt8 = 2 };
+enum PageStore { kPageF32 = 0, kPageF16 = 1, kPageInt8 = 2, kPageInt4 = 3 };
 struct PageShape {
   int64_t kv_heads, head_dim, padded_dim;
   int store;  // PageStore
 };
-constexpr int kMostCodedDim = 1024;  // dimensions of a head in int8 pages
+constexpr int kMostCodedDim = 1024;  // dimensions of a head in int8 and int4 pages
+static inline int page_coded(const PageShape* s) { return s->store == kPageInt8 || s->store == kPageInt4; }
 static inline int64_t page_quads(const PageShape* s) { return (s->head_dim + 3) / 4; }
-static inline size_t page_head_elements(const PageShape* s) {
-  const int64_t key_dims = s->store == kPageInt8 ? 4 * page_quads(s) : s->head_dim;
-  return (size_t)kPageTokens * (size_t)(key_dims + s->padded_dim);
+static inline size_t page_key_bytes(const PageShape* s) {  // all keys of one head
+  if (s->store == kPageInt4) return kPageTokens * 4 * (size_t)((page_quads(s) + 1) / 2);
+  if (s->store == kPageInt8) return kPageTokens * 4 * (size_t)page_quads(s);
+  return kPageTokens * (size_t)s->head_dim * (s->store == kPageF16 ? 2 : 4);
+}
+static inline size_t page_value_bytes(const PageShape* s) {
+  if (s->store == kPageInt4) return kPageTokens * 16 * (size_t)((s->padded_dim + 16) / 32);
+  return kPageTokens * (size_t)s->padded_dim * (s->store == kPageInt8 ? 1 : s->store == kPageF16 ? 2 : 4);
 }
 static inline size_t page_head_bytes(const PageShape* s) {
-  const size_t elements = page_head_elements(s);
-  return s->store == kPageInt8 ? elements + 2 * kPageTokens * 4 : elements * (s->store == kPageF16 ? 2 : 4);
+  return page_key_bytes(s) + page_value_bytes(s) + (page_coded(s) ? 2 * kPageTokens * 4 : 0);
 }
+static inline int64_t walsh_block(int64_t head_dim) { return head_dim & -head_dim; }
 
 // Query rows that share one KV head, against the keys [key_begin, key_end) of one sequence (within one span).
 struct AttendArgs {
@@ -83,7 +92,7 @@ struct AttendArgs {
 };
 constexpr int64_t kFewRows = 8;  // more are scored together before they are summed together
 static inline size_t attend_scratch_floats(const PageShape* s, int64_t rows) {
-  if (s->store == kPageInt8) return (size_t)(rows * (page_quads(s) + 4)) + 4 * kPageTokens;
+  if (page_coded(s)) return (size_t)(rows * (page_quads(s) + 5)) + 4 * kPageTokens;
   if (rows <= kFewRows) return 4 * kPageTokens;
   return (size_t)(rows * kPageTokens + (rows + 15) / 16 * 16 + s->padded_dim * kPageTokens);
 }
@@ -140,8 +149,8 @@ struct Kernels {
   // Fold (m2, l2, o2) into (m, l, o), per row.
   void (*attend_merge)(float* m, float* l, float* o, const float* m2, const float* l2, const float* o2, int64_t rows,
                        int64_t padded_dim);
-  void (*attend_finish)(const float* l, const float* o, int64_t rows, int64_t head_dim, int64_t padded_dim,
-                        float* const* out);
+  // out[r][0..head_dim) = o / l, turned back where the store rotates; o is used up.
+  void (*attend_finish)(const PageShape* shape, const float* l, float* o, int64_t rows, float* const* out);
 
   uint64_t (*read)(const void* data, size_t bytes);  // touches every byte; the roof that kernels are judged by
 };

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from headway.core.model import Model
-from headway.core.system import YES, Costs, Policy, Settings, Verdict, no
+from headway.core.system import YES, Context, Costs, Policy, Settings, Verdict, no
 from headway.core.target import Target
+from headway.llm.runtime import KVType
 
 if TYPE_CHECKING:
     from headway.llm.language_model import LanguageModel
@@ -23,6 +24,26 @@ class KVSystem(Policy[S]):
     def predict(self, model: Model, target: Target, settings: S) -> Costs:
         """Nothing that is the same for every context: the main path predicts the plugged model."""
         return Costs(size_bytes=float(model.size_bytes()))
+
+
+MOST_DIM = 1024
+"""Dimensions of a head that the kernels of integer pages take."""
+
+
+class CodedKV(KVSystem[S]):
+    """Keys and values in integers, by the native store's own kernels."""
+
+    store: ClassVar[KVType]
+
+    def applies(self, model: Model, target: Target) -> Verdict:
+        found = super().applies(model, target)
+        if not found:
+            return found
+        dim = language(model).architecture.head_dim
+        return YES if dim <= MOST_DIM else no(f"its heads have {dim} dimensions, the kernel takes {MOST_DIM}")
+
+    def plug(self, model: Model, settings: S, context: Context) -> Model:
+        return language(model).with_kv(self.store)
 
 
 def language(model: Model) -> LanguageModel:

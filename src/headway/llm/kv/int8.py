@@ -7,10 +7,8 @@ One float32 scale per key and per value vector; queries and attention weights ar
 from __future__ import annotations
 
 from headway.core.card import Card
-from headway.core.model import Model
-from headway.core.system import YES, Context, Settings, Verdict, no
-from headway.core.target import Target
-from headway.llm.kv.base import KVSystem, language
+from headway.core.system import Settings
+from headway.llm.kv.base import CodedKV
 
 SYSTEM = Card(
     slug="kv-int8",
@@ -25,26 +23,14 @@ SYSTEM = Card(
     reference=True,
 )
 
-MOST_DIM = 1024
-"""Dimensions of a head that the kernel takes."""
-
 
 class KVInt8Settings(Settings):
     """Nothing to set."""
 
 
-class KVInt8(KVSystem[KVInt8Settings]):
+class KVInt8(CodedKV[KVInt8Settings]):
     """Half the bytes of every page."""
 
     card = SYSTEM
     settings = KVInt8Settings
-
-    def applies(self, model: Model, target: Target) -> Verdict:
-        found = super().applies(model, target)
-        if not found:
-            return found
-        dim = language(model).architecture.head_dim
-        return YES if dim <= MOST_DIM else no(f"its heads have {dim} dimensions, the kernel takes {MOST_DIM}")
-
-    def plug(self, model: Model, settings: KVInt8Settings, context: Context) -> Model:
-        return language(model).with_kv("int8")
+    store = "int8"

@@ -217,19 +217,35 @@ template <> struct Dot<8> {
   }
 };
 
-// Signed codes stored as code + 128; products as |code| x activation with the code's sign, pairs fit int16.
-struct SignedDot {
+// Sums of stored keys or values times signed codes; `settle` comes at least every `quads`.
+template <int BITS> struct PageDot;
+// Code + 128 is stored. Products as |code| x activation with the code's sign, pairs fit int16.
+template <> struct PageDot<8> {
+  static constexpr int64_t quads = 1 << 30;
   __m256i a = _mm256_setzero_si256(), b = _mm256_setzero_si256();
   HEADWAY_INLINE __m256i product(__m256i codes, __m256i x) {
     const __m256i c = _mm256_xor_si256(codes, _mm256_set1_epi8((char)128));
     return _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(c), _mm256_sign_epi8(x, c)), _mm256_set1_epi16(1));
   }
-  HEADWAY_INLINE void add(SignedDot& d, Codes c, const int8_t* quad) {
+  HEADWAY_INLINE void add(PageDot& d, Codes c, const int8_t* quad) {
     const __m256i x = _mm256_set1_epi32(*(const Quad*)quad);
     d.a = _mm256_add_epi32(d.a, product(c.a, x));
     d.b = _mm256_add_epi32(d.b, product(c.b, x));
   }
-  HEADWAY_INLINE I total(const SignedDot& d, int32_t) { return {d.a, d.b}; }
+  HEADWAY_INLINE void settle(PageDot&) {}
+  HEADWAY_INLINE I total(const PageDot& d, int32_t) { return {d.a, d.b}; }
+};
+// Nibble c stands for 2 c - 15.
+template <> struct PageDot<4> {
+  static constexpr int64_t quads = 8;
+  Dot<4> dot;
+  I wide = set1i(0);
+  HEADWAY_INLINE void add(PageDot& d, Codes c, const int8_t* quad) { Dot<4>::add(d.dot, c, quad); }
+  HEADWAY_INLINE void settle(PageDot& d) {
+    d.wide = d.wide + Dot<4>::total(d.dot);
+    Dot<4>::init(d.dot);
+  }
+  HEADWAY_INLINE I total(const PageDot& d, int32_t sum) { return d.wide + d.wide - set1i(15 * sum); }
 };
 
 constexpr int kDenseColumns = 6;

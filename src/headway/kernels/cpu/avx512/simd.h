@@ -118,13 +118,17 @@ template <int BITS> struct Dot {
   HEADWAY_INLINE I total(const Dot& d) { return {d.v}; }
 };
 
-// Signed codes stored as code + 128: `total` takes 128 x the sum of the activations off again.
-struct SignedDot {
-  __m512i v = _mm512_setzero_si512();
-  HEADWAY_INLINE void add(SignedDot& d, Codes c, const int8_t* quad) {
-    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(d.v) : "v"(c.v), "m"(*(const Quad*)quad));
+// Sums of stored keys or values times signed codes; `settle` comes at least every `quads`. Of 8 bits code + 128 is
+// stored, nibble c stands for 2 c - 15: `total` makes that good with the sum of the signed codes.
+template <int BITS> struct PageDot {
+  static constexpr int64_t quads = 1 << 30;
+  Dot<BITS> dot;
+  HEADWAY_INLINE void add(PageDot& d, Codes c, const int8_t* quad) { Dot<BITS>::add(d.dot, c, quad); }
+  HEADWAY_INLINE void settle(PageDot&) {}
+  HEADWAY_INLINE I total(const PageDot& d, int32_t sum) {
+    const I codes = Dot<BITS>::total(d.dot);
+    return BITS == 8 ? codes - set1i(128 * sum) : codes + codes - set1i(15 * sum);
   }
-  HEADWAY_INLINE I total(const SignedDot& d, int32_t sum) { return {_mm512_sub_epi32(d.v, _mm512_set1_epi32(128 * sum))}; }
 };
 
 constexpr int kDenseColumns = 8;   // activation rows one dense register block takes

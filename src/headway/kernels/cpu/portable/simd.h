@@ -241,11 +241,16 @@ template <int BITS> struct Dot {
   }
 };
 
-// Signed codes stored as code + 128.
-struct SignedDot {
-  Dot<8> dot{};
-  HEADWAY_INLINE void add(SignedDot& d, const Codes& c, const int8_t* quad) { Dot<8>::add(d.dot, c, quad); }
-  HEADWAY_INLINE I total(const SignedDot& d, int32_t sum) { return Dot<8>::total(d.dot) - set1i(128 * sum); }
+// Sums of stored keys or values: as avx512/simd.h says.
+template <int BITS> struct PageDot {
+  static constexpr int64_t quads = 1 << 30;
+  Dot<BITS> dot{};
+  HEADWAY_INLINE void add(PageDot& d, const Codes& c, const int8_t* quad) { Dot<BITS>::add(d.dot, c, quad); }
+  HEADWAY_INLINE void settle(PageDot&) {}
+  HEADWAY_INLINE I total(const PageDot& d, int32_t sum) {
+    const I codes = Dot<BITS>::total(d.dot);
+    return BITS == 8 ? codes - set1i(128 * sum) : codes + codes - set1i(15 * sum);
+  }
 };
 
 constexpr int kDenseColumns = 4;
