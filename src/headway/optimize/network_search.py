@@ -27,6 +27,7 @@ from headway.optimize.request import check_output
 
 COLUMNS = (
     ("latency", "latency_s", "s"),
+    ("energy", "energy_j", "J"),
     ("size", "size_bytes", "B"),
     ("accuracy", "accuracy", ""),
     ("quality", "quality", ""),
@@ -84,9 +85,10 @@ class NetworkResult:
         asked = str(self.budget)
         lines = [f"budget {asked}: {'MET' if self.met else 'NOT MET'}" if asked else "no budget was given"]
         lines += [f"  {violation}" for violation in self.budget.check(self.winner.measured)]
-        lines += ["", "  ".join(["".ljust(12), *(name.rjust(9) for name, _, _ in COLUMNS)])]
+        columns = [column for column in COLUMNS if column[1] in self.winner.measured]
+        lines += ["", "  ".join(["".ljust(12), *(name.rjust(9) for name, _, _ in columns)])]
         for name, candidate in (("largest", self.baseline), ("winner", self.winner)):
-            cells = [show(candidate.measured[key], unit).rjust(9) for _, key, unit in COLUMNS]
+            cells = [show(candidate.measured[key], unit).rjust(9) for _, key, unit in columns]
             lines.append("  ".join([name.ljust(12), *cells]))
         predicted = {**self.winner.predicted}
         if "latency_s" in predicted:
@@ -155,7 +157,7 @@ def checked(
     values = searcher.settings.parse(Recipe.parse(f"{slug}({', '.join(settings)})").steps[0].settings, slug)
     asked = Budget.parse(budget)
     for limit in asked.limits:
-        if limit.metric not in searcher.limits or limit.quantity.dimension == "time per token":
+        if limit.metric not in searcher.limits or limit.quantity.dimension.endswith("per token"):
             raise BadInput(f"{slug} cannot search under {limit.text}", f"limit {', '.join(searcher.limits)}")
     if data is not None and not data.is_file():
         raise BadFile(data, 0, "no such file", "give a .npz file with arrays `images` and `labels`")

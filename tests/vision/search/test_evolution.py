@@ -58,3 +58,24 @@ def test_the_predictor_learns_an_additive_space() -> None:
     model = fit_predictor(space, genotypes[:150], truth[:150], steps=60)
     said = predict(space, model, genotypes[150:])
     assert np.corrcoef(said, truth[150:])[0, 1] > 0.95
+
+
+def test_a_crossover_by_blocks_takes_the_depth_that_its_blocks_tell() -> None:
+    space, rng = mbv2().space, random.Random(0)
+    evolution = Evolution(by_group=True)
+    deep, flat = (space.random(rng, {f"d{stage}": depth for stage in range(1, 6)}) for depth in (4, 2))
+    depths = set()
+    for _ in range(40):
+        child = evolution._cross(space, [deep, flat], rng)
+        for place in (place.name for place in mbv2().places):
+            mine = {name: value for name, value in child.items() if name.endswith(place) and name[0] in "kmpdw"}
+            assert any(mine.items() <= parent.items() for parent in (deep, flat))
+        depths.add(child["d1"])
+    assert depths == {2, 3, 4}
+
+
+def test_a_limit_too_tight_to_draw_within_is_searched_from_what_keeps_it() -> None:
+    space = mini().space
+    only = mini().extreme(False)
+    found, _ = Evolution(6, 2).run(space, lambda g: np.zeros(len(g)), lambda g: g == only, seed=0, start=[only])
+    assert all(genotype == only for genotype in found)

@@ -17,8 +17,9 @@ from headway.core.module_origin import build_family
 from headway.core.progress import Progress, Task
 from headway.vision.search.family import Subject
 from headway.vision.search.images import Images, Split
-from headway.vision.search.ofa import OfaSettings, draw, evolve, phases, predictor, specialised, trained_supernet
+from headway.vision.search.ofa import OfaSettings, evolve, predictor
 from headway.vision.search.ofa_nets import mbv3, mini
+from headway.vision.search.progressive import draw, phases, specialised, trained_supernet
 
 
 def settings(**more: object) -> OfaSettings:

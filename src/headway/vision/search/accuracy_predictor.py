@@ -1,9 +1,11 @@
-"""An accuracy predictor: a small network on the one-hot encoding of a genotype (Once-for-All, appendix)."""
+"""Accuracy predictors: small networks on the one-hot encoding of a genotype (Once-for-All, appendix; APQ)."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,26 +29,67 @@ class AccuracyPredictor(nn.Module):
         self.register_buffer("deviation", torch.ones(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        for layer in list(self.layers)[:-1]:
-            x = F.relu(layer(x))
-        return self.layers[-1](x)[:, 0] * self.deviation + self.mean
+        return self.after(F.relu(self.layers[0](x)))
+
+    def after(self, hidden: Tensor) -> Tensor:
+        """What follows the first hidden layer: (n, 400) -> (n,)."""
+        for layer in list(self.layers)[1:-1]:
+            hidden = F.relu(layer(hidden))
+        return self.layers[-1](hidden)[:, 0] * self.deviation + self.mean
+
+    def see(self, y: Tensor) -> None:
+        """Take the mean and the deviation of the labels."""
+        self.mean, self.deviation = y.mean(), y.std().clamp(min=1e-6)
+
+
+class TransferPredictor(nn.Module):
+    """(n, width + extra) -> (n,) accuracy: a predictor of the first columns, and what the others add to it.
+
+    They are added to its first hidden layer after the ReLU (APQ, section 3.3), at the beginning nothing.
+    """
+
+    def __init__(self, base: AccuracyPredictor, extra: int) -> None:
+        """base: trained; its weights are copied."""
+        super().__init__()
+        self.base = copy.deepcopy(base)
+        self.added = nn.Linear(extra, HIDDEN, bias=False)
+        nn.init.zeros_(self.added.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.base.layers[0]
+        known = x.shape[1] - self.added.in_features
+        return self.base.after(F.relu(first(x[:, :known])) + self.added(x[:, known:]))
+
+    def see(self, y: Tensor) -> None:
+        self.base.see(y)
+
+
+Predictor = TypeVar("Predictor", AccuracyPredictor, TransferPredictor)
 
 
 def fit_predictor(
     space: SearchSpace, genotypes: Sequence[Genotype], accuracies: Sequence[float], seed: int = 0, steps: int = 400
 ) -> AccuracyPredictor:
-    """Train on pairs of genotype and accuracy, all at once, with Adam."""
-    x = torch.from_numpy(np.stack([space.encode(genotype) for genotype in genotypes]))
-    y = torch.tensor(list(accuracies), dtype=torch.float32)
+    """A new predictor trained on pairs of genotype and accuracy."""
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         model = AccuracyPredictor(space.width)
-    model.mean, model.deviation = y.mean(), y.std().clamp(min=1e-6)
+    return tune_predictor(space, model, genotypes, accuracies, steps)
+
+
+def tune_predictor(
+    space: SearchSpace, model: Predictor, genotypes: Sequence[Genotype], accuracies: Sequence[float], steps: int = 400
+) -> Predictor:
+    """Train all weights in place on pairs of genotype and accuracy, all at once, with Adam."""
+    x = torch.from_numpy(np.stack([space.encode(genotype) for genotype in genotypes]))
+    y = torch.tensor(list(accuracies), dtype=torch.float32)
+    model.see(y)
+    deviation = y.std().clamp(min=1e-6)
     optimizer = torch.optim.Adam(model.parameters(), 1e-3, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
         optimizer.zero_grad(set_to_none=True)
-        (((model(x) - y) / model.deviation) ** 2).mean().backward()
+        (((model(x) - y) / deviation) ** 2).mean().backward()
         optimizer.step()
         schedule.step()
     return model.eval()

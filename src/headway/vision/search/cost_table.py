@@ -115,7 +115,7 @@ def measure_table(
     """
     arms = {spec.key(size): (spec.build(), (batch, spec.inside, size, size)) for spec, size in layers}
     whole = {f"net {index}": (spec.build(), spec.shape(batch)) for index, spec in enumerate(nets)}
-    seconds = _measured({**arms, **whole}, rounds, seed, progress)
+    seconds = measure_modules({**arms, **whole}, rounds, seed, progress)
     found = [(spec.keys(), seconds[name]) for name, spec in zip(whole, nets, strict=True)]
     table = CostTable({key: seconds[key] for key in arms}, batch=batch)
     return table.fitted(found[: len(found) // 2]).judged(found[len(found) // 2 :])
@@ -126,12 +126,13 @@ def measure_nets(
 ) -> list[float]:
     """Time whole networks, interleaved: quiet seconds a batch."""
     arms = {f"net {index}": (spec.build(), spec.shape(batch)) for index, spec in enumerate(specs)}
-    return list(_measured(arms, rounds, seed, progress).values())
+    return list(measure_modules(arms, rounds, seed, progress).values())
 
 
-def _measured(
+def measure_modules(
     arms: Mapping[str, tuple[nn.Module, tuple[int, ...]]], rounds: int, seed: int, progress: Progress | None
 ) -> dict[str, float]:
+    """Time modules on random inputs of their shapes, interleaved: quiet seconds a call, by name."""
     calls = {name: _call(module, torch.randn(shape)) for name, (module, shape) in arms.items()}
     with (progress or Progress()).task(f"timing {len(calls)} layers and networks", rounds) as task:
         timing = compare(

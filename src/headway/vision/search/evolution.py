@@ -31,7 +31,8 @@ class Evolution:
     rates: Mapping[str, float] = field(default_factory=dict)
     """Another chance for some groups."""
     by_group: bool = False
-    """Crossovers take whole groups from one parent, not single choices."""
+    """Crossovers take whole groups from one parent, not single choices; what others' presence tells (depths) follows
+    from which blocks came along."""
 
     def run(
         self,
@@ -48,9 +49,7 @@ class Evolution:
         error of exit code 1 where none is found that fits.
         """
         rng = random.Random(seed)
-        people = [genotype for genotype in start if fits(genotype)][: self.population]
-        while len(people) < self.population:
-            people.append(self._draw(lambda: space.random(rng), fits))
+        people = self._first(space, fits, rng, start)
         scores = list(score(people))
         best = [max(scores)]
         keep = max(2, round(self.parents * self.population))
@@ -67,6 +66,21 @@ class Evolution:
                 task.advance()
         order = sorted(range(len(people)), key=lambda i: -scores[i])
         return [people[i] for i in order], best
+
+    def _first(
+        self, space: SearchSpace, fits: Callable[[Genotype], bool], rng: random.Random, start: Sequence[Genotype]
+    ) -> list[Genotype]:
+        """Random networks beside `start`; mutants of those where the limit is too tight to draw within it."""
+        people = [genotype for genotype in start if fits(genotype)][: self.population]
+        try:
+            while len(people) < self.population:
+                people.append(self._draw(partial(space.random, rng), fits))
+        except HeadwayError:
+            if not people:
+                raise
+        while len(people) < self.population:
+            people.append(self._draw(partial(self._mutate, space, people, rng), fits))
+        return people
 
     def _draw(self, make: Callable[[], Genotype], fits: Callable[[Genotype], bool]) -> Genotype:
         for _ in range(TRIES):
@@ -85,12 +99,18 @@ class Evolution:
 
     def _cross(self, space: SearchSpace, parents: Sequence[Genotype], rng: random.Random) -> Genotype:
         one, other = rng.sample(parents, 2)
+        if self.by_group:
+            while True:
+                parts: Genotype = {}
+                for names in space.groups.values():
+                    parent = rng.choice((one, other))
+                    parts |= {n: parent[n] for n in names if n in parent and space.by_name[n].encoded}
+                child = space.told(parts)
+                if child is not None:  # else a later block came without the one before
+                    return child
         made: Genotype = {}
-        for names in space.groups.values():
-            side = rng.random() < 0.5
-            for name in names:
-                side = side if self.by_group else rng.random() < 0.5
-                first, second = (one, other) if side else (other, one)
-                if name in first or name in second:
-                    made[name] = first.get(name, second.get(name))  # type: ignore[assignment]
+        for name in space.by_name:
+            first, second = rng.sample((one, other), 2)
+            if name in first or name in second:
+                made[name] = first.get(name, second.get(name))  # type: ignore[assignment]
         return space.random(rng, made)

@@ -186,6 +186,12 @@ class Subject:
     def _measured(
         self, net: FoundNet, genotype: Genotype, largest: Genotype, module: nn.Module, reference: float
     ) -> FoundNet:
+        quality = net.measured["accuracy"] / max(reference, 1e-9)
+        measured = {**self.measure(genotype, largest, module), "quality": quality, **net.measured}
+        return replace(net, measured=measured, predicted={"latency_s": self.latency(genotype), **net.predicted})
+
+    def measure(self, genotype: Genotype, largest: Genotype, module: nn.Module) -> dict[str, float]:
+        """`latency_s` of a whole network, timed beside the largest one, and `size_bytes`."""
         seconds = measure_nets(
             [self.macro.net(genotype), self.macro.net(largest)],
             self.settings.latency_batch,
@@ -193,26 +199,28 @@ class Subject:
             progress=self.context.progress,
         )[0]
         size = sum(v.numel() * v.element_size() for v in module.state_dict().values())
-        quality = net.measured["accuracy"] / max(reference, 1e-9)
-        measured = {"latency_s": seconds, "size_bytes": float(size), "quality": quality, **net.measured}
-        return replace(net, measured=measured, predicted={"latency_s": self.latency(genotype), **net.predicted})
+        return {"latency_s": seconds, "size_bytes": float(size)}
 
 
 def subject(slug: str, spaces: Spaces, space: str, settings: NetSettings, context: SearchContext) -> Subject:
     """Read the images and measure the costs of a space. Raises `BadInput` for a space that there is not."""
+    macro, images = space_and_images(slug, spaces, space, settings, context)
+    return Subject(slug, space, macro, images, table_of(macro, settings.latency_batch, context), settings, context)
+
+
+def space_and_images(
+    slug: str, spaces: Spaces, space: str, settings: NetSettings, context: SearchContext
+) -> tuple[Macro, Images]:
+    """A space for the user's images, or with its own. Raises `BadInput` for a space that there is not."""
     if settings.genotype or settings.space:
         raise BadInput(f"{slug}: a search takes no genotype", f"write: headway search {slug} {space}")
     plain = macro_of(slug, spaces, space)
     if context.data is not None:
         images = read_images(context.data, context.seed)
-    elif (plain.stem.inside, plain.head.classes, plain.size) == (1, 10, 16):
-        images = digits()
-    else:
+        return macro_of(slug, spaces, space, images.channels, images.classes, images.size), images
+    if (plain.stem.inside, plain.head.classes, plain.size) != (1, 10, 16):
         raise BadInput(f"the space {space} has no images of its own", "give a .npz file with --data")
-    macro = (
-        plain if context.data is None else macro_of(slug, spaces, space, images.channels, images.classes, images.size)
-    )
-    return Subject(slug, space, macro, images, table_of(macro, settings.latency_batch, context), settings, context)
+    return plain, digits()
 
 
 def table_of(macro: Macro, batch: int, context: SearchContext) -> CostTable:

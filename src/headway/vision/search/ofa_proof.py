@@ -19,14 +19,8 @@ from headway.vision.search import ofa_nets as nets
 from headway.vision.search.accuracy_predictor import fit_predictor, predict
 from headway.vision.search.elastic import ElasticNet
 from headway.vision.search.family import Subject, subject
-from headway.vision.search.ofa import (
-    SYSTEM,
-    OfaSettings,
-    evolve,
-    inherited,
-    phases,
-    trained_supernet,
-)
+from headway.vision.search.ofa import SYSTEM, OfaSettings, evolve
+from headway.vision.search.progressive import inherited, phases, trained_supernet
 from headway.vision.search.space import Genotype
 from headway.vision.search.stagewise import Stagewise
 from headway.vision.search.standing import judge_table, search_context

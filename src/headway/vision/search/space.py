@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -164,15 +164,37 @@ class SearchSpace:
                     raise BadInput(f"the encoding says nothing of {choice.name}", "encode a genotype of this space")
                 made[choice.name] = seen[choice.name]
                 continue
-            hanging = self._hanging.get(choice.name, ())
-            fitting = [
-                value
-                for value in choice.options
-                if all((value in (other.when or ("", ()))[1]) == (other.name in seen) for other in hanging)
-            ]
-            if len(fitting) != 1:
+            told = self._told(choice, seen)
+            if told is None:
                 raise BadInput(f"the encoding does not tell {choice.name}", "encode a genotype of this space")
-            made[choice.name] = fitting[0]
+            made[choice.name] = told
+        return made
+
+    def _told(self, choice: Choice, there: Container[str]) -> Value | None:
+        """The option under which just those choices are active that are there; None where no one option fits."""
+        hanging = self._hanging.get(choice.name, ())
+        fitting = [
+            value
+            for value in choice.options
+            if all((value in (other.when or ("", ()))[1]) == (other.name in there) for other in hanging)
+        ]
+        return fitting[0] if len(fitting) == 1 else None
+
+    def told(self, parts: Mapping[str, Value]) -> Genotype | None:
+        """The genotype of which these are the choices that have a part in the encoding; None where they contradict.
+
+        Choices without such a part (depths) follow from which others are there.
+        """
+        made: Genotype = {}
+        for choice in self.choices:
+            if not self._active(choice, made):
+                if choice.name in parts:
+                    return None
+                continue
+            value = parts.get(choice.name) if choice.encoded else self._told(choice, parts)
+            if value is None or value not in self.allowed(choice, made):
+                return None
+            made[choice.name] = value
         return made
 
     def text(self, genotype: Mapping[str, Value]) -> str:

@@ -21,58 +21,16 @@ from torch import Tensor, nn
 
 from headway.core.cache import StepCache
 from headway.core.progress import Progress
+from headway.vision.quantizers import LEVELS, SMALLEST, Range, symmetric_codes
 from headway.vision.superres.linear_block import LinearBlock
 from headway.vision.superres.network import SESR, depth_to_space
 from headway.vision.superres.photos import NAMES, pairs
 from headway.vision.superres.training import Recipe, train, trained
 
-LEVELS = 255
-"""Largest code of a value; codes are 0 to 255."""
 WEIGHT = 127
 """Largest code of a weight, narrow range."""
 EXACT = 1 << 24
 """Integers up to here are exact in float32, up to 2^53 in float64."""
-
-
-def through(rounded: Tensor, x: Tensor) -> Tensor:
-    """The value of the first, the gradient of the second."""
-    return x + (rounded - x).detach()
-
-
-class Range(nn.Module):
-    """Codes of the values at one place, of any shape: asymmetric, one range for all."""
-
-    low: Tensor
-    high: Tensor
-    seen: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.low = nn.Parameter(torch.zeros(()))
-        self.high = nn.Parameter(torch.ones(()))
-        self.register_buffer("seen", torch.tensor(False))
-
-    def scale_zero(self) -> tuple[Tensor, Tensor]:
-        """Size of a step, and the code of 0; the range is widened to hold 0."""
-        low, high = self.low.clamp_max(0.0), self.high.clamp_min(0.0)
-        scale = ((high - low) / LEVELS).clamp_min(1e-8)
-        exact = -low / scale
-        return scale, through(exact.round(), exact).clamp(0, LEVELS)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Values rounded to the range's steps; the first batch sets the range."""
-        if self.training and not bool(self.seen):
-            self.low.data.copy_(x.detach().amin())
-            self.high.data.copy_(x.detach().amax())
-            self.seen.fill_(True)
-        scale, zero = self.scale_zero()
-        code = (x / scale + zero).clamp(0, LEVELS)
-        return (through(torch.floor(code + 0.5), code) - zero) * scale
-
-    def steps(self, x: Tensor) -> Tensor:
-        """Whole numbers of steps from 0, in -255 to 255."""
-        scale, zero = self.scale_zero()
-        return torch.floor((x / scale + zero).clamp(0, LEVELS) + 0.5) - zero
 
 
 class QuantisedConvolution(nn.Module):
@@ -82,7 +40,7 @@ class QuantisedConvolution(nn.Module):
         """layer: a `LinearBlock`, trained further as such, or a plain convolution."""
         super().__init__()
         self.layer = layer
-        self.range = nn.Parameter(self.weight().detach().flatten(1).abs().amax(1).clamp_min(1e-8))
+        self.range = nn.Parameter(self.weight().detach().flatten(1).abs().amax(1).clamp_min(SMALLEST))
 
     def weight(self) -> Tensor:
         """(out, inside, k, k), not rounded."""
@@ -90,12 +48,11 @@ class QuantisedConvolution(nn.Module):
 
     def scale(self) -> Tensor:
         """Size of a step of each output channel."""
-        return self.range.abs().clamp_min(1e-8) / WEIGHT
+        return self.range.abs().clamp_min(SMALLEST) / WEIGHT
 
     def codes(self) -> Tensor:
         """The weight in steps."""
-        code = (self.weight() / self.scale()[:, None, None, None]).clamp(-WEIGHT, WEIGHT)
-        return through(torch.floor(code + 0.5), code)
+        return symmetric_codes(self.weight(), self.scale()[:, None, None, None], WEIGHT)
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.codes() * self.scale()[:, None, None, None]
