@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from headway.core.contents import tensor_digest
 from headway.core.errors import BadInput
 from headway.core.model import Model, Site, Task
 from headway.core.module_origin import NATIVE, Origin, OriginKind
-from headway.core.module_tree import copy_tree, is_ours, same_storage_key, structure_digest, tensor_digest
+from headway.core.module_tree import copy_tree, is_ours, same_storage_key, structure_digest
 from headway.core.module_workload import Inputs, ModuleWorkload
 from headway.core.packed_modules import PackedModule, TensorWeight, matrix_shape, pack, site_kind, unpack
 from headway.core.weight import Weight

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import inspect
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import fields, is_dataclass
-from functools import cache, partial
-from pathlib import Path
-from types import BuiltinFunctionType, CodeType, FunctionType
+from functools import lru_cache
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
+from headway.core.contents import PLAIN, Contents, sources
 from headway.core.errors import BadInput
 from headway.core.weight import Weight
-
-_PLAIN = (bool, int, float, str, type(None))
 
 
 def copy_tree(
@@ -63,81 +55,42 @@ def is_ours(kind: type) -> bool:
 
 _INTERNAL = {*vars(nn.Module()), "kernel_calls"}
 """Attributes that every module has, and what counts while one runs."""
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 
 
 def structure_digest(module: nn.Module, digest: Any) -> None:
-    """Feed `digest` with the tree: paths, classes, what their attributes hold, the source of users' packages.
+    """Feed `digest` with the tree: paths, classes, what their attributes hold, hooks, the source of users' packages.
 
-    Of an attribute of a kind that is not known here (a file, a thread), only the name counts.
+    An attribute that cannot be taken apart makes the digest another one in every process, see `contents`.
     """
+    tree = dict(module.named_modules())
+    named = {id(child): path for path, child in tree.items()}
+    named |= {id(tensor): path for path, tensor in (*module.named_parameters(), *module.named_buffers())}
+    contents = Contents(named)
     seen: set[type] = set()
-    for path, child in module.named_modules():
+    for path, child in tree.items():
         kind = type(child)
         digest.update(f"\n{path}|{kind.__qualname__}".encode())
         for key, value in sorted(vars(child).items()):
             if key not in _INTERNAL:
-                digest.update(f"|{key}={_held(value)}".encode())
+                weight = not isinstance(value, PLAIN) and isinstance(value, Weight)  # its values are told elsewhere
+                digest.update(f"|{key}={'weight' if weight else contents.of(value)}".encode())
+        for key in _HOOKS:
+            for hook in vars(child)[key].values():
+                digest.update(f"|{key}={contents.of(hook)}".encode())
         if kind in seen or is_ours(kind):
             continue
         seen.add(kind)
-        digest.update(_sources(kind.__module__.partition(".")[0]))
-        with suppress(OSError, TypeError):  # of a class from nowhere only the name is known
-            digest.update(inspect.getsource(kind).encode())
+        digest.update(sources(kind.__module__.partition(".")[0]))
+        digest.update(_source(kind))
 
 
-def _held(value: Any) -> str:
-    """What an attribute holds, as text that two equal values share."""
-    if isinstance(value, _PLAIN):
-        return repr(value)
-    if isinstance(value, (FunctionType, BuiltinFunctionType, partial, type)):
-        return _code(value)
-    if isinstance(value, Tensor):
-        return tensor_digest(value).hex()
-    if isinstance(value, np.ndarray):
-        return f"{value.dtype}{value.shape}{hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()}"
-    if isinstance(value, Mapping):
-        return str(sorted((repr(key), _held(each)) for key, each in value.items()))
-    if isinstance(value, (set, frozenset)):
-        return str(sorted(_held(each) for each in value))
-    if isinstance(value, (tuple, list)):
-        return str([_held(each) for each in value])
-    if is_dataclass(value):
-        return f"{type(value).__qualname__}{[(item.name, _held(getattr(value, item.name))) for item in fields(value)]}"
-    return "?"
-
-
-@cache
-def _sources(package: str) -> bytes:
-    """Digest of the files of a package that are loaded: what a class does may stand in any of them."""
-    digest = hashlib.sha256()
-    for name, loaded in sorted(sys.modules.items()):
-        path = getattr(loaded, "__file__", None)
-        if name.partition(".")[0] == package and path and Path(path).suffix == ".py":
-            with suppress(OSError):
-                digest.update(Path(path).read_bytes())
-    return digest.digest()
-
-
-def _code(value: Any) -> str:
-    """What a function or a class that a module holds does, as far as its name and its byte code tell."""
-    if isinstance(value, partial):
-        return f"{_code(value.func)}{_held(value.args)}{_held(value.keywords)}"
-    code = getattr(value, "__code__", None)
-    inside = "" if code is None else f"{code.co_code.hex()}{code.co_names}{code.co_varnames}{_constants(code)}"
-    return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', '')}{inside}"
-
-
-def _constants(code: CodeType) -> str:
-    return str([_constants(part) if isinstance(part, CodeType) else repr(part) for part in code.co_consts])
-
-
-def tensor_digest(tensor: Tensor) -> bytes:
-    """Digest of data type, shape and bytes."""
-    data = tensor.detach().cpu().contiguous()
-    digest = hashlib.sha256(f"{data.dtype}{tuple(data.shape)}".encode())
-    if data.numel():
-        digest.update(data.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.digest()
+@lru_cache(4096)
+def _source(kind: type) -> bytes:
+    """Of a class itself, which need not stand in a file; nothing of one from nowhere."""
+    with suppress(OSError, TypeError):
+        return inspect.getsource(kind).encode()
+    return b""
 
 
 def same_storage_key(tensor: Tensor) -> tuple[Any, ...]:
