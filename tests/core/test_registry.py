@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from headway.core import registry
 from headway.core.card import Card
 from headway.core.errors import BadInput
 from headway.core.proof import ProofContext
@@ -218,13 +220,51 @@ def test_a_broken_plug_in_that_is_asked_for_is_bad_input_in_one_line(plug_ins: P
     assert "Traceback" not in done.stderr
 
 
-def test_the_digest_of_a_source_follows_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from headway.core.registry import source_digest
-
+@pytest.mark.parametrize(
+    ("files", "edited"),
+    [
+        ({"edited_system": "A = 1"}, "edited_system"),
+        ({"edited_system": "import edited_helper", "edited_helper": "A = 1"}, "edited_helper"),
+        ({"edited_system": "def f():\n    from edited_helper import A", "edited_helper": "A = 1"}, "edited_helper"),
+        ({"top/__init__": "", "top/system": "from . import helper", "top/helper": "A = 1"}, "top/helper"),
+        ({"top/__init__": "", "top/system": "from top.helper import A", "top/helper": "A = 1"}, "top/helper"),
+        ({"top/__init__": "", "top/system": "from .a import A", "top/a": "from .b import A", "top/b": ""}, "top/b"),
+        ({"top/__init__": "", "top/sub/system": "from ..b import A", "top/sub/__init__": "", "top/b": ""}, "top/b"),
+        ({"top/__init__": "", "top/system": "from .sub import A", "top/sub/__init__": "A = 1"}, "top/sub/__init__"),
+        ({"edited_system": "if 1: import os, edited_helper as e", "edited_helper": ""}, "edited_helper"),
+        ({"top/system": "from.b import(c,  # a)\n  d)", "top/b/__init__": "", "top/b/d": ""}, "top/b/d"),
+        ({"top/system": "from . \\\n  import b", "top/b": ""}, "top/b"),
+        ({"spread/system": "from spread import helper", "spread/helper": "A = 1"}, "spread/helper"),
+    ],
+)
+def test_the_digest_of_a_system_follows_its_file_and_what_it_imports_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], edited: str
+) -> None:
+    module = next(name for name in files if name.endswith("system")).replace("/", ".")
+    files = {**files, "unrelated": "A = 1", "foreign/__init__": "import edited_helper"}
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "edited_system.py").write_text("A = 1")
-    first = source_digest("edited_system")
-    (tmp_path / "edited_system.py").write_text("A = 2")
-    source_digest.cache_clear()
-    assert first and source_digest("edited_system") != first
-    assert source_digest("no_such_module_at_all") == ""
+
+    def digest() -> str:
+        for name, source in files.items():
+            path = tmp_path / f"{name}.py"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(source)
+        importlib.invalidate_caches()
+        for kept in (registry.source_digest, registry._read_source, registry._python_source):
+            kept.cache_clear()
+        return registry.source_digest(module)
+
+    first = digest()
+    assert first == digest()
+    for name, same in ((edited, False), ("unrelated", True), ("foreign/__init__", True)):
+        before = digest()
+        files[name] += "\nB = 2"
+        assert (digest() == before) == same, name
+    assert not {module, edited.replace("/", ".")} & set(sys.modules)
+
+
+def test_the_digest_of_a_system_follows_what_the_weights_slot_shares() -> None:
+    read = set(registry._own_sources("headway.llm.weights.lut_gemm"))
+    assert {"headway.llm.weights.lut_gemm", "headway.llm.weights.quantizers", "headway.core.weight"} <= read
+    assert not any(name.startswith(("headway.cli", "headway.optimize", "headway.vision")) for name in read)
+    assert registry.source_digest("no_such_module_at_all") == ""

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from headway.core.card import KINDS, Card
 from headway.core.errors import EXTRAS, BadInput, HeadwayError
-from headway.core.files import sha256_file
+from headway.core.files import sha256_of
 from headway.core.recipe_text import NAME
 from headway.core.slots import SLOTS
 
@@ -34,6 +34,11 @@ if TYPE_CHECKING:
 
 _MARK = re.compile(rb"^SYSTEM *(:[^=\n]*)?= *Card\(", re.MULTILINE)
 _ENTRY_POINTS = "headway.systems"
+_INIT = "__init__.py"
+_LEFT_OUT = re.compile(r"#[^\n]*|\\\n")
+_IMPORT = re.compile(
+    r"(?:^|[;:])[ \t]*(?:from\b\s*([.\w]+)\s*\bimport\b\s*(\([^)]*\)|[^;\n]*)|import\s+([^;\n]+))", re.MULTILINE
+)
 
 
 class BrokenPlugIn(BadInput):
@@ -97,9 +102,65 @@ class Entry:
 
 @cache
 def source_digest(module: str) -> str:
-    """Of a module's source, so that what a system made before it was edited is not taken for what it makes now."""
+    """Of the sources of a module and of what it imports of its own, directly or not, so that what a system made before
+    one of them was edited is not taken for what it makes now.
+
+    Its own are the modules of its top-level package, and single files beside that. Nothing is imported for it.
+    """
+    digests = _own_sources(module)
+    return sha256_of(*map(str, sorted(digests.items())))[:16] if digests else ""
+
+
+def _own_sources(module: str) -> dict[str, str]:
+    """Module -> digest of its source."""
+    digests: dict[str, str] = {}
+    left = [module]
+    while left:
+        name = left.pop()
+        if name in digests or not _is_own(name, module) or (path := _python_source(name)) is None:
+            continue
+        digests[name], imported = _read_source(path, name)
+        left.extend(imported)
+    return digests
+
+
+def _is_own(name: str, module: str) -> bool:
+    top, package = name.partition(".")[0], module.partition(".")[0]
+    if top == package or top in sys.stdlib_module_names:
+        return top == package
+    beside, home = _python_source(top), _python_source(package)
+    if beside is None or home is None or beside.name == _INIT:
+        return False
+    return beside.parent == home.parents[home.name == _INIT]
+
+
+@cache
+def _python_source(module: str) -> Path | None:
+    package = module.rpartition(".")[0]
+    above = _python_source(package) if package else None
+    if above is not None and above.name != _INIT:  # a module that is no package holds none
+        return None
     path = find_source(module)
-    return sha256_file(path)[:16] if path is not None and path.is_file() else ""
+    return path if path is not None and path.suffix == ".py" and path.is_file() else None
+
+
+@cache
+def _read_source(path: Path, module: str) -> tuple[str, tuple[str, ...]]:
+    """Digest of a module's source, and the names of what it imports anywhere in it, modules or not.
+
+    By patterns: several threads that parse at once break Python 3.11's parser. What looks like an import in a string
+    is a name too many, which does no harm.
+    """
+    source = path.read_bytes()
+    package = module if path.name == _INIT else module.rpartition(".")[0]
+    names: list[str] = []
+    for origin, listed, modules in _IMPORT.findall(_LEFT_OUT.sub(" ", source.decode(errors="replace"))):
+        words = [part.split()[0] for part in (listed or modules).strip("() \n").split(",") if part.strip()]
+        level = len(origin) - len(origin.lstrip("."))
+        above = package.rsplit(".", level - 1)[0] if level else ""
+        base = ".".join(filter(None, (above, origin[level:])))
+        names += [base, *(f"{base}.{word}" for word in words)] if origin else words
+    return sha256_of(source), tuple(names)
 
 
 def _said(error: BaseException) -> str:
