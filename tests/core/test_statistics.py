@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from headway.core import statistics
 from headway.core.statistics import (
@@ -107,8 +108,6 @@ def test_intervals_print_and_exclude() -> None:
 @settings(deadline=None, max_examples=20)
 @given(st.integers(0, 2**32 - 1))
 def test_bca_agrees_with_scipy(seed: int) -> None:
-    from scipy import stats
-
     sample = np.random.default_rng(seed).exponential(size=200)
     ours = bootstrap(sample, lambda s: s.mean(-1), seed=seed)
     theirs = stats.bootstrap((sample,), np.mean, n_resamples=2999, method="BCa", rng=seed).confidence_interval
@@ -118,9 +117,36 @@ def test_bca_agrees_with_scipy(seed: int) -> None:
 
 def test_bootstrap_of_one_piece_is_unbounded_and_extremes_fall_back() -> None:
     assert bootstrap(np.array([2.0]), lambda s: s.mean(-1)).width == math.inf
-    top = bootstrap(np.array([0.0, 0.0, 1.0]), lambda s: s.max(-1))
+    top = bootstrap(np.array([0.0] * 5 + [1.0]), lambda s: s.max(-1))
     assert (top.low, top.high) == (0.0, 1.0)
     assert statistics._bca_tails(0.5, np.linspace(0, 1, 100), np.array([0.0] * 50 + [-9.0]), 1e-9)[0] > 0
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5])
+def test_a_few_pieces_give_students_interval(n: int) -> None:
+    sample = np.random.default_rng(n).normal(size=n)
+    found = bootstrap(sample, lambda s: s.mean(-1))
+    half = stats.t.ppf(0.975, n - 1) * sample.std(ddof=1) / math.sqrt(n)
+    assert (found.value, found.n) == (pytest.approx(sample.mean()), n)
+    assert (found.low, found.high) == (pytest.approx(found.value - half), pytest.approx(found.value + half))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.floats(-1e6, 1e6) | st.sampled_from([0.0, 1.0]), min_size=1, max_size=12), st.sampled_from([0.95, 0.99])
+)
+def test_every_number_of_pieces_gives_an_interval(values: list[float], level: float) -> None:
+    sample = np.array(values)
+    found = bootstrap(sample, lambda s: s.mean(-1), level=level, resamples=99)
+    slack = 1e-9 * max(1.0, float(np.abs(sample).max()))
+    assert found.low <= found.high
+    if len(values) < 6:
+        assert found.low <= found.value <= found.high
+    assert (found.n, found.value) == (len(values), pytest.approx(sample.mean(), abs=slack))
+    if sample.min() == sample.max() and len(values) > 1:
+        assert found.width <= slack
+    worse = perplexity_ratio(sample / 1e3, np.zeros(len(values)), level=level)
+    assert 0 <= worse.low <= worse.high and not math.isnan(worse.value)
 
 
 def test_mean_difference_is_exact_and_respects_windows() -> None:

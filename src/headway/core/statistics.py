@@ -10,7 +10,8 @@ and binomials (Efron 1979, Hutson & Ernst 2000), so they are computed exactly, w
 guarantee; means, trimmed means and BCa of a median do not, or pay several times the width under spikes.
 
 *Log-probabilities.* Paired by token, correlated inside a window: whole blocks are resampled, BCa (Efron 1987), with
-the small-sample correction of Hesterberg (2015, section 5.3) and the percentile interval where BCa is undefined.
+the small-sample correction of Hesterberg (2015, section 5.3) and the percentile interval where BCa is undefined. Where
+the pieces are so few that even their range covers too seldom, Student's interval with the jackknife's error.
 """
 
 from __future__ import annotations
@@ -158,12 +159,17 @@ def bootstrap(
 ) -> Interval:
     """BCa interval of a smooth statistic; percentile where BCa is undefined (a constant sample, no resample below).
 
+    Fewer than `fewest_pairs(level)` rows give Student's interval, which may lie beyond what the statistic can be.
     sample: (n,) or (n, columns), rows resampled together. statistic: maps (..., n) or (..., n, columns) to (...).
     """
     n = len(sample)
     value = float(statistic(sample))
     if n < 2:
         return Interval(value, -math.inf, math.inf, n, level)
+    jackknife = _jackknife(sample, statistic)
+    if n < fewest_pairs(level):
+        half = _student(n, level) * math.sqrt((n - 1) * float(jackknife.var()))
+        return Interval(value, value - half, value + half, n, level)
     generator = np.random.default_rng(seed)
     step = max(1, (1 << 21) // sample.size)
     replicas = np.concatenate(
@@ -172,7 +178,7 @@ def bootstrap(
             for start in range(0, resamples, step)
         ]
     )
-    tails = _bca_tails(value, replicas, _jackknife(sample, statistic), _small_sample_tail(n, level))
+    tails = _bca_tails(value, replicas, jackknife, _small_sample_tail(n, level))
     low, high = np.quantile(replicas, tails)
     return Interval(value, float(low), float(high), n, level)
 
@@ -186,9 +192,14 @@ def _jackknife(sample: Array, statistic: Callable[[Array], Any]) -> Array:
 
 def _small_sample_tail(n: int, level: float) -> float:
     """Tail probability that makes a percentile interval of n pieces as wide as Student's."""
+    return _NORMAL.cdf(-math.sqrt(n / (n - 1)) * _student(n, level))
+
+
+def _student(n: int, level: float) -> float:
+    """Standard errors that the interval of a mean of n values reaches to each side."""
     from scipy.special import stdtrit
 
-    return _NORMAL.cdf(math.sqrt(n / (n - 1)) * float(stdtrit(n - 1, (1 - level) / 2)))
+    return -float(stdtrit(n - 1, (1 - level) / 2))
 
 
 def _bca_tails(value: float, replicas: Array, jackknife: Array, tail: float) -> tuple[float, float]:
@@ -260,7 +271,11 @@ def perplexity_ratio(
 
     Natural logarithms, one per scored token; see `mean_difference` for `windows`. 1.04 = 4% worse.
     """
-    return mean_difference(baseline, candidate, windows=windows, level=level, seed=seed).map(math.exp)
+    return mean_difference(baseline, candidate, windows=windows, level=level, seed=seed).map(_exp)
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 700 else math.inf
 
 
 def _series(values: Sequence[float] | Array) -> Array:
