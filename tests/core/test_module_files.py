@@ -53,6 +53,44 @@ def test_a_saved_module_is_the_same_module_bit_for_bit(model: ModuleModel, tmp_p
     assert {path.name for path in tmp_path.iterdir()} == {VALUES, DESCRIPTION, "words.txt"}
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors", "ignore:enable_nested_tensor")
+@pytest.mark.parametrize("layers", [0, 2])
+def test_a_saved_transformer_of_torchs_still_calls_its_packed_layers(layers: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    net = (nn.TransformerEncoder(layer, layers) if layers else layer).eval()
+    made = ModuleModel(net, torch.randn(2, 5, 16))
+    packed = made.with_weights({site.name: made.weight(site.name) for site in made.sites()})
+    packed.save(tmp_path)
+    loaded = ModuleModel.load(tmp_path, module=net)
+    assert loaded.fingerprint() == packed.fingerprint()
+    assert torch.equal(loaded.run(loaded.sample), packed.run(packed.sample))
+    assert loaded.kernel_calls() == packed.kernel_calls() == len(made.sites()) == 2 * max(layers, 1)
+
+
+def test_a_network_that_keeps_what_it_has_seen_is_loaded_as_it_was_saved(tmp_path: Path) -> None:
+    class Seen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+            self.register_buffer("mean", torch.zeros(4))
+            self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.steps += 1
+            self.mean = 0.9 * self.mean + 0.1 * x.mean(0)
+            return self.layer(x - self.mean)
+
+    net = Seen()
+    model = ModuleModel(net, torch.ones(2, 4))
+    assert int(model.runtime.steps) == 0, "making a model leaves what it holds alone"
+    model.run(torch.ones(2, 4))
+    model.save(tmp_path)
+    loaded = ModuleModel.load(tmp_path, module=net)
+    assert loaded.fingerprint() == model.fingerprint() and int(loaded.runtime.steps) == 1
+    assert torch.equal(loaded.run(loaded.sample), model.run(model.sample))
+
+
 def test_values_are_stored_once_and_the_file_is_as_large_as_the_model_says(model: ModuleModel, tmp_path: Path) -> None:
     model.save(tmp_path)
     size = (tmp_path / VALUES).stat().st_size

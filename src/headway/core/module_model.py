@@ -59,7 +59,9 @@ class ModuleModel(Model):
         self.sample = arguments(module, sample)
         self.workload_of = workload
         self._module = copy_tree(module, clone_buffers=True).eval()
-        self._sites = _sites_reached(self._module, self.sample)
+        _leave_fused_paths(self._module)
+        # On a copy: what a network keeps of the inputs it has seen is not to hold the sample.
+        self._sites = _sites_reached(copy_tree(self._module, clone_buffers=True), self.sample)
         self._digests: dict[int, tuple[Any, int, bytes]] = {}
         self._native_forward: Callable[..., Any] | None = None
 
