@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from headway.core.cache import StepCache
+from headway.core.errors import BadInput
 from headway.core.module_model import ModuleModel
 from headway.core.system import Context
 from headway.llm.weights import calibration, sensitivity
@@ -116,3 +117,63 @@ def test_token_sequences_are_cut_into_samples() -> None:
     assert sensitivity._samples([(tokens[:, :100],)], "language")[0][1] == 2
     few = sensitivity._samples([(torch.zeros(20, 3),)] * 9, "module")
     assert [batch for _, batch in few] == [20] * -(-sensitivity.SAMPLES // 20)
+
+
+class InPlace(nn.Module):
+    """Writes over what its gradient needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.exp(-self.a(x))
+        y += 1
+        return self.b(1 / y)
+
+
+class ThroughNumpy(InPlace):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.from_numpy(self.a(x).numpy() * 2))
+
+
+class Chosen(InPlace):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x)).argmax(-1)
+
+
+@pytest.mark.parametrize("net", [InPlace, ThroughNumpy, Chosen])
+def test_a_network_without_gradients_is_calibrated_on_what_its_products_see(net: type, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    made, inputs = ModuleModel(net(), torch.randn(2, 8)), torch.randn(16, 8)
+    for _ in range(2):  # the second time from the cache
+        given: Any = Context(target=None, calibration=[(inputs,)], cache=StepCache(tmp_path), threads=1)  # type: ignore[arg-type]
+        found = gradient_moments(made, given)
+        assert {name: set(g.tolist()) for name, g in found.items()} == {"a": {1.0}, "b": {1.0}}
+        seen = calibration.hessians(made, given, made.sites()[:1])["a"]
+        norms = inputs.square().sum(1)
+        capped = (calibration.CAP * norms.median() / norms).clamp(max=1)
+        np.testing.assert_allclose(seen, ((inputs * capped[:, None]).T @ inputs / len(inputs)).numpy(), rtol=1e-4)
+        assert len(given.notes) == 1 and given.notes[0].startswith("calibrated without gradients")
+
+
+def test_a_calibration_input_that_does_not_fit_is_named_in_one_line() -> None:
+    given: Any = Context(target=None, calibration=[(torch.randn(2, 9),)], threads=1)  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match=r"does not run on a calibration input: .*; give inputs that fit"):
+        gradient_moments(ModuleModel(InPlace(), torch.randn(2, 8)), given)
+
+
+def test_a_convolution_of_one_image_without_a_batch_is_calibrated_as_a_batch_of_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(calibration, "PLAIN", 1.0)  # the loss of one image without a batch is another
+    torch.manual_seed(0)
+    net, image = nn.Sequential(nn.Conv2d(4, 8, 1, stride=2), nn.ReLU(), nn.Conv2d(8, 8, 1)), torch.randn(4, 7, 7)
+    found = []
+    for sample in (image, image[None]):
+        made = ModuleModel(net, sample)
+        given: Any = Context(target=None, calibration=[(sample,)], threads=1)  # type: ignore[arg-type]
+        found.append(calibration.hessians(made, given, made.sites()))
+        assert set(gradient_moments(made, given)) == {"0", "2"} and not given.notes
+    plain = [h["0"] / np.trace(h["0"]) for h in found]
+    np.testing.assert_allclose(plain[0], plain[1], atol=1e-5)

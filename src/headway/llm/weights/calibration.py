@@ -11,7 +11,8 @@ and 1/2 sum_o G_o (E H E^T)_oo estimates what an error E of the matrix adds to t
 which tokens matter but is noisy; P alone is ruled by a few tokens (the first of a sequence, above all) with up to
 3e5 x the squared norm of the rest, hence the cap, which in turn forgets that errors there are felt everywhere. Sites
 fed by one tensor (q, k, v) share H, their outputs counted together. All of it comes from the readable float module, so
-that every system and every recipe shares one calibration.
+that every system and every recipe shares one calibration. Of a network that gradients cannot come through (it works in
+place on what they need, or leaves torch) there is P alone, and G is 1.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ CAP = 4.0
 PLAIN = 0.8
 """Chosen on SmolLM2 at 3 bits: ln perplexity ratio 0.21 at 1, 0.18 to 0.20 from 0.6 to 0.95 (noise 0.01)."""
 VERSION = 3
+_WITHOUT = "without gradients"
+"""Name of what says why there are none."""
 _PANEL = 384
 """Columns of H updated together: only blocks on and above the diagonal are computed."""
 
@@ -76,6 +79,10 @@ def _moments(model: Model, context: Context) -> dict[str, Any]:
         made = partial(collect, model, context)
         cache = context.cache
         context.held[key] = made() if cache is None else cache.arrays(cache.key("moments", key), made)
+    why = context.held[key].get(_WITHOUT)
+    note = "" if why is None else f"calibrated without gradients, on what the products see alone: {bytes(why).decode()}"
+    if note and note not in context.notes:
+        context.notes.append(note)
     return cast(dict[str, Any], context.held[key])
 
 
@@ -87,23 +94,58 @@ def key_of(model: Model, context: Context) -> list[Any]:
     return [VERSION, model.fingerprint(), CAP, PLAIN, products, context.seed, inputs]
 
 
+def felt_by_the_loss(model: Model, context: Context) -> bool:
+    """Whether gradients came through the network, so that G is known."""
+    return _WITHOUT not in _moments(model, context)
+
+
 def collect(model: Model, context: Context) -> dict[str, Any]:
     """`H <site>` for one site of each group that shares its input, `owner <site>` (whose H it is) and `G <site>`.
 
     Inputs go through one at a time, sequences of a language model too; memory holds one matrix of every group, and
-    one input's activations.
+    one input's activations. Where gradients cannot be had, `_WITHOUT` says why. Raises `BadInput` for inputs on which
+    the network itself fails.
     """
+    try:
+        return _collect(model, context)
+    except (RuntimeError, TypeError, ValueError, BadInput) as error:
+        why = " ".join(str(error).split())[:200]
+        return {**_collect_plain(model, context), _WITHOUT: np.frombuffer(why.encode(), np.uint8).copy()}
+
+
+def _collect(model: Model, context: Context) -> dict[str, Any]:
     module = model.module()
     groups = _Groups(module, _site_names(model, module))
     generator = torch.Generator().manual_seed(context.seed)
     with groups.watching(), gradients_of_outputs(module):
-        pieces = [piece for arguments in context.calibration for piece in _pieces(arguments, model.task)]
-        for arguments in context.progress.track(pieces, "calibrating"):
+        for arguments in _tracked(model, context):
             loss, _ = sampled_loss(module(*arguments), model.task, generator)
             if loss.requires_grad:
                 loss.backward()  # type: ignore[no-untyped-call]
             groups.close()
     return groups.arrays()
+
+
+def _collect_plain(model: Model, context: Context) -> dict[str, Any]:
+    """Without gradients, in the network's own type: all that is left that could fail is the network."""
+    module = model.module()
+    groups = _Groups(module, _site_names(model, module))
+    with groups.watching(), torch.no_grad():
+        for arguments in _tracked(model, context):
+            try:
+                module(*arguments)
+            except Exception as error:
+                reason = " ".join(str(error).split())[:200] or type(error).__name__
+                raise BadInput(
+                    f"{model.name} does not run on a calibration input: {reason}", "give inputs that fit"
+                ) from error
+            groups.close()
+    return groups.arrays()
+
+
+def _tracked(model: Model, context: Context) -> Iterator[tuple[Any, ...]]:
+    pieces = [piece for arguments in context.calibration for piece in _pieces(arguments, model.task)]
+    yield from context.progress.track(pieces, "calibrating")
 
 
 def seconds_of_input(model: Model, context: Context) -> float:
@@ -242,6 +284,8 @@ class _Groups:
     def _hook(self, name: str) -> Callable[..., Tensor]:
         def hook(layer: nn.Module, given: tuple[Any, ...], output: Tensor) -> Tensor:
             call = self._see(name, layer, given[0])
+            if not torch.is_grad_enabled():
+                return output
             if not output.requires_grad:  # nothing before it needs a gradient: the graph starts here
                 output = output.detach().requires_grad_(True).clone()
             output.register_hook(lambda gradient: self._feel(name, layer, call, gradient))  # type: ignore[no-untyped-call]
@@ -254,7 +298,7 @@ class _Groups:
         shared = reference is not None and reference() is x
         owner = self._owner.setdefault(name, first if shared else name)
         if owner not in self._groups:
-            width = x.shape[1] if isinstance(layer, nn.Conv2d) else x.shape[-1]
+            width = x.shape[-3] if isinstance(layer, nn.Conv2d) else x.shape[-1]
             self._groups[owner] = _Group(torch.zeros(width, width))
         group = self._groups[owner]
         group.outputs[name] = int(cast(Tensor, layer.weight).shape[0])

@@ -44,6 +44,8 @@ def gradient_moments(model: Model, context: Context) -> dict[str, F32]:
     Of every site the calibration inputs reach; cached by content. The unit is the mean loss of a token or item.
     """
     raw = calibration.gradient_moments(model, context)
+    if not calibration.felt_by_the_loss(model, context):
+        return raw
     if context.cache is None:
         found = corrections(model, context, raw)
     else:
@@ -100,7 +102,10 @@ def curvature(model: Model, context: Context, errors: Mapping[str, F32]) -> tupl
             moved = _moved(layer, given[0].detach(), directions[name])
 
             def feel(gradient: Tensor) -> None:
-                score = (gradient.float() * moved.float()).reshape(len(gradient), -1).sum(1)
+                score = gradient.float() * moved.float()
+                if isinstance(layer, nn.Conv2d) and score.dim() == 3:  # one image, without an axis that counts them
+                    score = score[None]
+                score = score.reshape(len(score), -1).sum(1)
                 # A layer that runs on rows of many items has its rows gathered again, item by item.
                 score = score.reshape(batch, -1).sum(1) if len(score) % batch == 0 else score.sum(0, keepdim=True)
                 squares[name] += float(score.double().square().sum())
