@@ -26,7 +26,7 @@ from headway.core.target import ComputeRate, MemoryLevel, Target
 from headway.optimize.report import site_bits, write_report
 from headway.optimize.report.metrics import metric
 from headway.optimize.report.reading import run_of, short
-from headway.optimize.report.words import ratio_words, verdict
+from headway.optimize.report.words import headline, ratio_words, verdict
 
 TARGET = Target(
     "bench-machine",
@@ -99,6 +99,17 @@ def test_limits_are_on_what_was_measured() -> None:
     assert run_of(optimized(), "r1").objective == "size_bytes"
 
 
+def test_limits_on_a_quality_of_the_users_are_shown_and_missed() -> None:
+    evidence = optimized(met=False)
+    evidence.result["budget"] = "quality>=500"  # no share: whatever the user's function gives
+    run = run_of(evidence, "r1")
+    assert [(limit.metric, limit.limit, limit.met) for limit in run.limits] == [("quality", 500.0, False)]
+    assert headline(run) == "Budget not met"
+    evidence.result["budget"] = "of another version"
+    run = run_of(evidence, "r1")
+    assert run.limits == () and headline(run) == "Budget not met"
+
+
 def test_samples_keep_their_order_and_the_second_run_of_the_baseline_is_named() -> None:
     evidence = optimized()
     run = run_of(evidence, "r1")
@@ -144,6 +155,10 @@ def test_how_to_redo_it_is_quoted_for_a_shell() -> None:
     run = run_of(optimized(), "r1")
     assert run.command == optimized().command
     assert run.apply_command == "headway apply 'out/model here/recipe.toml' smollm2-135m -o again"
+    evidence = optimized()
+    evidence.model = {**evidence.model, "given": "models/tiny one.gguf"}
+    again = "headway apply 'out/model here/recipe.toml' 'models/tiny one.gguf' -o again"
+    assert run_of(evidence, "r1").apply_command == again
     assert Recipe.parse_toml(run.recipe_toml) == Recipe.parse("lut-gemm(bits=4)")
 
 

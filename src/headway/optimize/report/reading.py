@@ -199,7 +199,7 @@ def _limits(budget: Any, best: Mapping[str, float]) -> tuple[Limit, ...]:
     if isinstance(budget, list):
         budget = ", ".join(str(item.get("text", "")) for item in budget if isinstance(item, Mapping))
     try:
-        limits = Budget.parse(budget).limits if isinstance(budget, str) else ()
+        limits = Budget.parse(budget, own_quality=True).limits if isinstance(budget, str) else ()
     except BadInput:  # evidence of another version: the rest of the page still stands
         return ()
     keys = [limit.measured_key(best) for limit in limits]
@@ -274,7 +274,7 @@ def _samples(evidence: core.Evidence, recipe: Recipe) -> tuple[Samples, ...]:
 
 
 def _apply_command(evidence: core.Evidence, recipe: Recipe) -> str:
-    model = evidence.model.get("name", "")
+    model = evidence.model.get("given") or evidence.model.get("name", "")
     if evidence.experiment not in ("optimize", "apply") or not recipe.steps or not model:
         return ""
     artifact = evidence.result.get("artifact")

@@ -23,7 +23,7 @@ def headline(run: Run) -> str:
         return "Within the limits" if run.met else "Not within the limits at every rate"
     if run.kind == "prove":
         return "The claim holds here" if run.met else "The claim does not hold here"
-    if not run.limits:
+    if not run.limits and run.met:
         return "Done"
     return "Budget met" if run.met else "Budget not met"
 
