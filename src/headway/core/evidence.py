@@ -124,7 +124,7 @@ class Evidence:
     made_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     command: str = ""
     model: Mapping[str, str] = field(default_factory=dict)
-    """Name and fingerprint of the model."""
+    """Name and fingerprint of the model; `given`, what to load it by, where that was text."""
     recipe: list[dict[str, Any]] = field(default_factory=list)
     versions: Mapping[str, str] = field(default_factory=lambda: versions())
     conditions: Mapping[str, Any] = field(default_factory=dict)
@@ -144,6 +144,8 @@ class Evidence:
     def about(self, model: Model) -> Evidence:
         """Name the model; gives the evidence."""
         self.model = {"name": model.name, "fingerprint": model.fingerprint()}
+        if model.given:
+            self.model = {**self.model, "given": model.given}
         return self
 
     @property

@@ -43,6 +43,8 @@ class Model(ABC):
 
     name: str
     task: Task
+    given: str = ""
+    """What `headway.load` was given, where that is text: another name for the model on a command line."""
 
     @abstractmethod
     def fingerprint(self) -> str:

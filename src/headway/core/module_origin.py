@@ -18,6 +18,7 @@ from headway.core.packaged import PACKAGED
 from headway.core.recipe_text import NAME, read_line
 from headway.core.registry import system, systems
 from headway.core.timm_library import timm_library
+from headway.core.workload import see_here
 
 if TYPE_CHECKING:
     from torch import nn
@@ -111,6 +112,7 @@ def build_timm(name: str) -> nn.Module:
 def build_python(name: str) -> Any:
     """Run the user's own `MODULE:FUNCTION` without arguments; whoever calls this has been asked to."""
     module, _, function = name.partition(":")
+    see_here()
     try:
         made = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:

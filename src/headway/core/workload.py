@@ -71,7 +71,7 @@ class Workload:
         """The quality function's name; a user's own with the digest of its file: an edited one is another one."""
         if ":" not in self.quality:
             return self.quality
-        _see_here()
+        see_here()
         spec = importlib.util.find_spec(self.quality.partition(":")[0])
         if spec is None or spec.origin is None or not Path(spec.origin).is_file():
             return self.quality
@@ -166,8 +166,8 @@ def split_text(path: str | Path) -> Texts:
     return Texts(text[:half], text[half : half + quarter], text[half + quarter :], str(path))
 
 
-def _see_here() -> None:
-    """A user's module may lie in the folder they are in."""
+def see_here() -> None:
+    """A user's module may lie in the folder they are in, wherever it is named."""
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
 
@@ -179,7 +179,7 @@ def user_function(name: str) -> Callable[..., Any]:
     module, _, function = name.partition(":")
     if not module or not function:
         raise BadInput(f"{name!r} does not name a function", "write module:function")
-    _see_here()
+    see_here()
     try:
         found = getattr(importlib.import_module(module), function)
     except Exception as error:  # whatever the user's module raises while it is imported

@@ -11,6 +11,7 @@ from headway.core.errors import BadFile, BadInput, extras_named
 from headway.core.model import Model
 from headway.core.packaged import PACKAGED
 from headway.core.registry import systems
+from headway.core.workload import see_here
 
 _RUNTIMES = {"language": "headway.llm.load:load_saved", "module": "headway.core.module_files:load_module"}
 """Who reads an artifact's weights. A fixed table: a file never names code to run."""
@@ -25,6 +26,13 @@ def load(source: Any, sample: Any = None, *, module: Any = None, allow_code: boo
     user built: `module` brings that network again (its values do not matter), or `allow_code` lets the
     `python:module:function` that the artifact names be run. Raises `BadInput` for anything else.
     """
+    loaded = _load(source, sample, module, allow_code)
+    if isinstance(source, str | Path):
+        loaded.given = str(source)
+    return loaded
+
+
+def _load(source: Any, sample: Any, module: Any, allow_code: bool) -> Model:
     if isinstance(source, str | Path) and (Path(source) / "headway.json").is_file():
         return _from_artifact(Path(source), module, allow_code)
     if module is not None or allow_code:
@@ -101,6 +109,7 @@ def _from_function(name: str, sample: Any) -> Model:
     module, _, function = name.partition(":")
     if not module or not function:
         raise BadInput(f"python:{name} does not name a function", "write python:module:function")
+    see_here()
     try:
         made = getattr(importlib.import_module(module), function)()
     except (ImportError, AttributeError) as error:
