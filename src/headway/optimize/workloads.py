@@ -100,17 +100,47 @@ def _module_data(model: Model, data: Any) -> Any:
 
     from headway.core.module_workload import workload_from
 
-    arrays: list[Any]
     if isinstance(data, str | Path):
-        arrays = _read_arrays(Path(data))
-    elif isinstance(data, np.ndarray | torch.Tensor):
-        arrays = [data]
-    else:
-        pieces = [item if isinstance(item, tuple) else (item,) for item in data]
-        return workload_from([tuple(map(_argument, piece)) for piece in pieces], model.task)
-    count = min((len(array) for array in arrays), default=0)
-    tensors = [torch.from_numpy(np.ascontiguousarray(a)) if isinstance(a, np.ndarray) else a for a in arrays]
-    return workload_from([tuple(tensor[i : i + 1] for tensor in tensors) for i in range(count)], model.task)
+        return workload_from(_file_pieces(model, Path(data)), model.task)
+    if isinstance(data, np.ndarray | torch.Tensor):
+        tensor = torch.from_numpy(np.ascontiguousarray(data)) if isinstance(data, np.ndarray) else data
+        return workload_from([(tensor[i : i + 1],) for i in range(len(tensor))], model.task)
+    pieces = [item if isinstance(item, tuple) else (item,) for item in data]
+    return workload_from([tuple(map(_argument, piece)) for piece in pieces], model.task)
+
+
+def _file_pieces(model: Any, path: Path) -> list[tuple[Any, ...]]:
+    """The arguments of every input in a file; several arrays are told apart by the names of forward's parameters."""
+    import numpy as np
+    import torch
+
+    from headway.core.module_model import arguments
+
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in _read_arrays(path).items()}
+    counts = {name: len(tensor) for name, tensor in tensors.items()}
+    if len(set(counts.values())) > 1:
+        said = ", ".join(f"{count} of {name}" for name, count in counts.items())
+        raise BadInput(f"{path}: it holds {said}", "give every input one index of the first axis of each")
+    rows = range(min(counts.values(), default=0))
+    takes = _parameters(model.runtime)
+    if tensors and set(tensors) <= set(takes):
+        return [arguments(model.runtime, {name: t[i : i + 1] for name, t in tensors.items()}) for i in rows]
+    numbered = sorted(tensors, key=lambda name: int(name) if name.isdecimal() else -1)
+    if len(tensors) > 1 and numbered != [str(number) for number in range(len(tensors))]:
+        raise BadInput(
+            f"{path}: which argument is which is not said by the names {', '.join(tensors)}",
+            f"name the tensors as forward does ({', '.join(takes) or 'nothing'}), or 0, 1, ... in its order",
+        )
+    return [tuple(tensors[name][i : i + 1] for name in numbered) for i in rows]
+
+
+def _parameters(module: Any) -> list[str]:
+    """Names that the arguments of a module's forward have."""
+    try:
+        parameters = inspect.signature(module.forward).parameters.values()
+    except ValueError:  # of what is no Python function
+        return []
+    return [each.name for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
 
 
 def _argument(value: Any) -> Any:
@@ -126,15 +156,16 @@ def _argument(value: Any) -> Any:
     return value
 
 
-def _read_arrays(path: Path) -> list[Any]:
+def _read_arrays(path: Path) -> dict[str, Any]:
+    """By name; the one array of a .npy file has none."""
     import numpy as np
 
     try:
         if path.suffix == ".npy":
-            return [_numbers(path, np.load(path, allow_pickle=False))]
+            return {"": _numbers(path, np.load(path, allow_pickle=False))}
         from safetensors.numpy import load_file
 
-        return [_numbers(path, array) for array in load_file(path).values()]
+        return {name: _numbers(path, array) for name, array in load_file(path).items()}
     except BadInput:
         raise
     except Exception as error:  # a safetensors error is none of Python's
