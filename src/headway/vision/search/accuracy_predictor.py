@@ -45,15 +45,14 @@ class AccuracyPredictor(nn.Module):
 class TransferPredictor(nn.Module):
     """(n, width + extra) -> (n,) accuracy: a predictor of the first columns, and what the others add to it.
 
-    They are added to its first hidden layer after the ReLU (APQ, section 3.3), at the beginning nothing.
+    They are added to its first hidden layer after the ReLU (APQ, section 3.3).
     """
 
     def __init__(self, base: AccuracyPredictor, extra: int) -> None:
-        """base: trained; its weights are copied."""
+        """base: trained; its weights are copied. What is new begins at random: from zeros it learns too slowly."""
         super().__init__()
         self.base = copy.deepcopy(base)
         self.added = nn.Linear(extra, HIDDEN, bias=False)
-        nn.init.zeros_(self.added.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         first = self.base.layers[0]
@@ -70,7 +69,7 @@ Predictor = TypeVar("Predictor", AccuracyPredictor, TransferPredictor)
 def fit_predictor(
     space: SearchSpace, genotypes: Sequence[Genotype], accuracies: Sequence[float], seed: int = 0, steps: int = 400
 ) -> AccuracyPredictor:
-    """A new predictor trained on pairs of genotype and accuracy."""
+    """A new predictor trained on pairs of genotype and accuracy; many steps fit the noise of few labels."""
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         model = AccuracyPredictor(space.width)

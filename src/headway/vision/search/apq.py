@@ -72,7 +72,9 @@ class ApqSettings(SupernetSettings):
     qat_epochs: float = Field(2.0, gt=0, description="epochs that the network found is trained; paper: 30")
     qat_batch: int = Field(48, ge=2, description="images in a batch of these; paper: 256")
     qat_lr: float = Field(0.01, gt=0, description="first learning rate of these; paper: 1e-3")
-    predictor_steps: int = Field(400, ge=1, description="steps of Adam of each stage of the predictor; not published")
+    predictor_steps: int = Field(
+        40, ge=1, description="steps of each stage of the predictor, over all pairs; more fit the noise of few labels"
+    )
     population: int = Field(100, ge=4, description="networks of a generation; paper: 100")
     iterations: int = Field(100, ge=1, description="generations; paper: 500")
     mutate: float = Field(0.1, gt=0, le=1, description="chance that a block, or a depth, is redrawn; paper: 0.1")
@@ -273,7 +275,7 @@ def quantised_predictor(
     seed = about.context.seed
     genotypes = drawn(about.macro.space, settings.quant_pairs, seed)
     labels = [valid for valid, _ in labelled(about, settings, net, genotypes, seed)]
-    return transferred(about.macro.space, base, genotypes, labels, settings.predictor_steps)
+    return transferred(about.macro.space, base, genotypes, labels, seed, settings.predictor_steps)
 
 
 def transferred(
@@ -281,10 +283,13 @@ def transferred(
     base: AccuracyPredictor,
     genotypes: Sequence[Genotype],
     labels: Sequence[float],
-    steps: int = 400,
+    seed: int,
+    steps: int,
 ) -> TransferPredictor:
     """All weights of a predictor of architectures, tuned on pairs with bits."""
-    model = TransferPredictor(base, space.width - base.layers[0].in_features)  # type: ignore[operator]
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        model = TransferPredictor(base, space.width - base.layers[0].in_features)  # type: ignore[operator]
     return tune_predictor(space, model, genotypes, labels, steps)
 
 

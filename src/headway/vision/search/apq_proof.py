@@ -172,6 +172,11 @@ class Truth:
     settings: ApqSettings
     net: ElasticNet
 
+    @property
+    def steps(self) -> int:
+        """Of every predictor."""
+        return self.settings.predictor_steps
+
     @cached_property
     def architectures(self) -> dict[str, tuple[Genotype, float]]:
         """Every architecture with its validation accuracy in floating point, by its text."""
@@ -188,7 +193,7 @@ class Truth:
     def base(self) -> AccuracyPredictor:
         pairs = self.architectures.values()
         space = self.about.architectures.macro.space
-        return fit_predictor(space, [g for g, _ in pairs], [v for _, v in pairs], self.about.context.seed)
+        return fit_predictor(space, [g for g, _ in pairs], [v for _, v in pairs], self.about.context.seed, self.steps)
 
     def seen(self, genotypes: Sequence[Genotype], seeds: int = SEEDS) -> tuple[np.ndarray, np.ndarray]:
         """(validation, test) accuracies after the short training: (seeds, networks) each."""
@@ -250,8 +255,8 @@ def transfer(evidence: Evidence, truth: Truth, sample: Sequence[Genotype], pairs
         for count in (pairs, pairs // 4):
             known, labels = [sample[i] for i in order[:count]], [float(valid[i]) for i in order[:count]]
             arms: dict[str, nn.Module] = {
-                "transferred": transferred(space, truth.base, known, labels),
-                "scratch": fit_predictor(space, known, labels, seed),
+                "transferred": transferred(space, truth.base, known, labels, seed, truth.steps),
+                "scratch": fit_predictor(space, known, labels, seed, truth.steps),
             }
             for name, model in arms.items():
                 tau = kendalltau(predict(space, model, unseen), right).statistic
@@ -319,7 +324,7 @@ def searches(
     if not oracle.judges:
         return
     labels = [float(points) for points in truth.seen(sample)[0].mean(0)]
-    model = transferred(about.macro.space, truth.base, sample, labels)
+    model = transferred(about.macro.space, truth.base, sample, labels, about.context.seed, truth.steps)
     dear, cheap = (about.latency(about.macro.extreme(large)) for large in (True, False))
     limits = [cheap + share * (dear - cheap) for share in BUDGETS]
     gaps = []
