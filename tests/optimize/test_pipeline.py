@@ -66,6 +66,15 @@ def test_a_budget_that_can_be_met_is_met_and_proven(tiny: Path, tmp_path: Path) 
     assert "<!doctype html>" in (tmp_path / "out.html").read_text()[:20].lower()
 
 
+def test_scales_are_tuned_of_the_winner_alone_and_behind_its_weights(tiny: Path) -> None:
+    result = run(tiny, "quality>=0.5", recipe="scale-tuning(steps=2)", only=["lut-gemm"])
+    *weights, last = result.winner.recipe.steps
+    assert last.system == "scale-tuning"
+    assert {step.system for step in weights} == {"lut-gemm"}
+    assert not any(step.system == "scale-tuning" for each in result.candidates for step in each.recipe.steps)
+    assert any("scale-tuning" in note for note in result.evidence.notes)
+
+
 def test_a_budget_that_cannot_be_met_says_by_how_much_and_shows_the_nearest(tiny: Path, tmp_path: Path) -> None:
     result = run(tiny, "size<=1KB, quality>=0.999", output=tmp_path / "out")
     assert not result.met

@@ -16,6 +16,7 @@ from typing import Any
 from headway.core.cache import StepCache
 from headway.core.evidence import Evidence
 from headway.core.ledger import Ledger
+from headway.core.recipe import Recipe, Step
 from headway.core.registry import systems
 from headway.core.system import Context
 from headway.hardware.correct import Run as MeasuredRun
@@ -92,6 +93,8 @@ class Search:
     measured: list[Candidate] = field(default_factory=list)
     corrections: Corrections = field(default_factory=Corrections)
     rounds: int = 0
+    training: Recipe = field(default_factory=Recipe)
+    """Steps of the fixed part that train what was chosen: minutes each, so that only the winner takes them."""
 
     @classmethod
     def begin(cls, request: Request) -> Search:
@@ -108,7 +111,12 @@ class Search:
         corrections = Corrections(power=subject.loss_power)
         bench = Bench(subject, context, metrics_limit_s=min(Bench.metrics_limit_s, TIMING * request.time_s))
         # Opened now: a home that cannot be written is found before minutes of measuring.
-        return cls(request, subject, context, bench, deadline, Ledger.open(), corrections=corrections)
+        search = cls(request, subject, context, bench, deadline, Ledger.open(), corrections=corrections)
+        if request.searches:
+            last = [step for step in request.recipe.steps if slot_of(step) == "training"]
+            rest = [step for step in request.recipe.steps if slot_of(step) != "training"]
+            search.request, search.training = replace(request, recipe=Recipe(tuple(rest))), Recipe(tuple(last))
+        return search
 
     def recall(self) -> bool:
         """Take over what the same command found when it last ran to its end; False when it never did."""
@@ -260,8 +268,11 @@ class Search:
         while True:
             winner, _ = choose(left, request.budget, request.objective)
             evidence = self.evidence("optimize")
+            trained = winner
+            if any(slot_of(step) == "weights" for step in winner.recipe.steps):
+                trained = replace(winner, recipe=winner.recipe + self.training)
             with request.progress.task("proving the winner on held-out data"):
-                proven = self.bench.prove(winner, evidence, PROOF_ROUNDS)
+                proven = self.bench.prove(trained, evidence, PROOF_ROUNDS)
             met = not violations(proven, request.budget)
             left.remove(winner)
             if met or not any(not violations(candidate, request.budget) for candidate in left):
@@ -278,6 +289,10 @@ class Search:
             result.save(self.request.output)
         self.ledger.append(result.evidence)
         return result
+
+
+def slot_of(step: Step) -> str:
+    return systems()[step.system].card.slot
 
 
 def spread(candidates: Sequence[Candidate], count: int, request: Request) -> list[Candidate]:

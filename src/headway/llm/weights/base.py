@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -18,6 +19,18 @@ from headway.core.pages import release
 from headway.core.weight import F32, Weight
 
 Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A term of a value that is linear in the numbers of its groups: codes * numbers, group by group of columns.
+
+    codes: (out, in), of any type; None: all ones. numbers: (out, groups) float32. centre: what the codes lie around.
+    """
+
+    codes: Array | None
+    numbers: F32
+    centre: float = 0.0
 
 
 class StoredWeight(ABC):
@@ -49,6 +62,14 @@ class StoredWeight(ABC):
     def meta(self) -> Mapping[str, str | int | float]:
         """What `tensors()` does not say of itself."""
         return {}
+
+    def parts(self) -> Sequence[Part]:
+        """The value as a sum of parts (before `rotate`, where the form has it); none where it is no such sum."""
+        return ()
+
+    def with_numbers(self, numbers: Sequence[F32]) -> Self:
+        """The same codes with other numbers, one array for each of `parts()`, stored as precisely as before."""
+        raise NotImplementedError
 
     @classmethod
     @abstractmethod
@@ -151,6 +172,12 @@ def frozen(array: Array, dtype: npt.DTypeLike | None = None) -> Array:
     fixed = np.ascontiguousarray(array, dtype).view()
     fixed.flags.writeable = False
     return fixed
+
+
+def stored_as(numbers: F32, like: Array) -> Array:
+    """Numbers in the data type of others; what float16 cannot hold is cut to its largest."""
+    most = np.finfo(like.dtype).max
+    return numbers.clip(-most, most).astype(like.dtype)
 
 
 def take(tensors: Mapping[str, Array], name: str, dtypes: tuple[str, ...], form: str) -> Array:

@@ -11,7 +11,7 @@ batch, and whether bits are counted or codes recovered.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, Self
 
@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from headway.core.errors import BadInput
 from headway.core.weight import F32
-from headway.llm.weights.base import Array, StoredWeight, finite, frozen, register_form
+from headway.llm.weights.base import Array, Part, StoredWeight, finite, frozen, register_form, stored_as
 from headway.llm.weights.bitplanes import U8, from_planes, to_planes
 from headway.llm.weights.grouped import expand, group_count
 from headway.llm.weights.hadamard import turned
@@ -136,6 +136,14 @@ class BipolarWeight(StoredWeight):
 
         y: I64 = _cpu.bipolar_integers(self.native(), np.ascontiguousarray(x, np.float32))
         return y
+
+    def parts(self) -> Sequence[Part]:
+        scale = Part(self.levels(), self.scale.astype(np.float32))
+        return (scale,) if self.offset is None else (scale, Part(None, self.offset.astype(np.float32)))
+
+    def with_numbers(self, numbers: Sequence[F32]) -> Self:
+        grids = {name: stored_as(each, self.scale) for name, each in zip(("scale", "offset"), numbers, strict=False)}
+        return self.load({**self.tensors(), **grids}, self.meta())
 
     def tensors(self) -> Mapping[str, Array]:
         found: dict[str, Array] = {"planes": self.planes, "scale": self.scale}

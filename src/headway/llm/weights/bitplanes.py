@@ -10,7 +10,7 @@ needs two floats per group instead of bits + 1, and one multiplication per group
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from headway.core.errors import BadInput
 from headway.core.weight import F32
-from headway.llm.weights.base import Array, StoredWeight, finite, frozen, register_form
+from headway.llm.weights.base import Array, Part, StoredWeight, finite, frozen, register_form, stored_as
 from headway.llm.weights.grouped import expand, group_count
 
 U8 = npt.NDArray[np.uint8]
@@ -184,6 +184,19 @@ class BitPlanes(StoredWeight):
 
         y: F32 = _cpu.lut_matmul_float(self.native(), np.ascontiguousarray(x, np.float32))
         return y
+
+    def parts(self) -> Sequence[Part]:
+        offset = Part(None, self.offset.astype(np.float32))
+        if self.uniform:
+            return Part(self.codes(), self.scale.astype(np.float32), (2**self.bits - 1) / 2), offset
+        signs = [2 * from_planes(plane[None], self.shape[1]).astype(np.int8) - 1 for plane in self.planes]
+        return *(Part(b, a.astype(np.float32)) for b, a in zip(signs, self.scale, strict=True)), offset
+
+    def with_numbers(self, numbers: Sequence[F32]) -> Self:
+        *scales, offset = numbers
+        scale = scales[0] if self.uniform else np.stack(scales)
+        grids = {"scale": stored_as(scale, self.scale), "offset": stored_as(offset, self.offset)}
+        return self.load({**self.tensors(), **grids}, self.meta())
 
     def tensors(self) -> Mapping[str, Array]:
         return {"planes": self.planes, "scale": self.scale, "offset": self.offset}

@@ -9,7 +9,7 @@ of these forms without changing a bit of their value.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
 
@@ -18,7 +18,17 @@ import numpy.typing as npt
 
 from headway.core.errors import BadInput
 from headway.core.weight import F32
-from headway.llm.weights.base import Array, StoredWeight, by_rows, finite, frozen, register_form, take
+from headway.llm.weights.base import (
+    Array,
+    Part,
+    StoredWeight,
+    by_rows,
+    finite,
+    frozen,
+    register_form,
+    stored_as,
+    take,
+)
 
 
 def group_count(in_features: int, group_size: int) -> int:
@@ -76,6 +86,16 @@ class GroupedWeight(StoredWeight):
     def rows(self, indices: npt.NDArray[np.integer[Any]]) -> F32:
         minimum = None if self.minimum is None else self.minimum[indices]
         return self._value(self._codes_of(indices), self.scale[indices], minimum)
+
+    def parts(self) -> Sequence[Part]:
+        codes = self.codes()
+        centre = 7.5 if codes.dtype == np.uint8 else 0.0
+        scale = Part(codes, self.scale.astype(np.float32), centre)
+        return (scale,) if self.minimum is None else (scale, Part(None, self.minimum.astype(np.float32)))
+
+    def with_numbers(self, numbers: Sequence[F32]) -> Self:
+        grids = zip(self._grids().items(), numbers, strict=True)
+        return self.load({**self.tensors(), **{name: stored_as(each, old) for (name, old), each in grids}}, self.meta())
 
     def meta(self) -> Mapping[str, str | int | float]:
         return {"group_size": self.group_size, "in_features": self.shape[1]}
