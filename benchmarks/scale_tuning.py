@@ -1,4 +1,4 @@
-"""What training the scales of quantised weights gains: perplexity over the original's on held-out text, with and without.
+"""What scale-tuning gains: perplexity over the original's on held-out text, with and without it.
 
     python benchmarks/scale_tuning.py [MODEL] [RECIPE ...]
 
