@@ -51,6 +51,7 @@ LEAST_LOSS = 1e-3
 def optimize(request: Request) -> Result:
     """Bring the model under the budget; `Result.met` says whether it could be."""
     search = Search.begin(request)
+    request = search.request
     baseline = search.measure([Candidate(UNMODIFIED)])[0]
     if not search.recall():
         space = make_space(search.subject, search.context, request, search.deadline - SPACE * request.time_s)

@@ -172,8 +172,12 @@ def test_weights_stay_where_tuning_does_harm() -> None:
 def test_what_cannot_be_tuned_is_refused() -> None:
     model, given = small_model(), context()
     for recipe in ("scale-tuning()", "scale-tuning() + int8()"):
-        with pytest.raises(BadInput, match="no layer has scales to tune"):
+        with pytest.raises(BadInput, match="no weight was changed yet"):
             tuned(recipe, model, given)
+    floats = model.with_weights({"hidden": DenseWeight(model.weight("hidden").dequantize() * 1.1)})
+    given = replace(given, original=model)
+    assert ScaleTuning().apply(floats, ScaleTuning.settings(), given) is floats
+    assert given.notes == ["scale-tuning: no layer has scales to tune"]
     one = replace(given, calibration=given.calibration[:1])
     with pytest.raises(BadInput, match="fewer than two"):
         tuned("int8() + scale-tuning()", model, one)

@@ -23,12 +23,13 @@ from torch import Tensor, nn
 
 from headway.core.card import Card
 from headway.core.errors import BadInput
-from headway.core.model import Model
+from headway.core.model import Model, Site
 from headway.core.module_workload import first_tensor
 from headway.core.registry import source_digest
 from headway.core.system import YES, Context, Costs, Settings, Transform, Verdict
 from headway.core.target import Target
 from headway.core.weight import F32
+from headway.llm.digests import weight_digest
 from headway.llm.weights.base import StoredWeight
 from headway.llm.weights.calibration import key_of
 from headway.llm.weights.hadamard import turned
@@ -79,14 +80,18 @@ class ScaleTuning(Transform[ScaleTuningSettings]):
         return Costs(size_bytes=float(model.size_bytes()))
 
     def apply(self, model: Model, settings: ScaleTuningSettings, context: Context) -> Model:
-        """Raises `BadInput` where no layer has scales to tune, or fewer than two calibration inputs are there."""
-        forms = {} if context.original is None else _tunable(model, context.original)
-        if context.original is None or not forms:
-            raise BadInput("scale-tuning: no layer has scales to tune", "put it behind a weight system, e.g. lut-gemm")
+        """Raises `BadInput` where every weight is the original's, or with fewer than two calibration inputs."""
+        original = context.original
+        if original is None or not _changed(model, original):
+            raise BadInput("scale-tuning: no weight was changed yet", "put it behind a weight system, e.g. lut-gemm")
+        forms = _tunable(model, original)
+        if not forms:
+            context.notes.append("scale-tuning: no layer has scales to tune")
+            return model
         pieces = _pieces(context.calibration or (), model.task, settings.tokens)
         if len(pieces) < 2:
             raise BadInput("scale-tuning: fewer than two calibration inputs", "give more text with --text or --data")
-        made = _Tuning(model, context.original, forms, pieces, settings, context)
+        made = _Tuning(model, original, forms, pieces, settings, context)
         if context.cache is None:
             held = made.numbers()
         else:
@@ -109,12 +114,22 @@ class ScaleTuning(Transform[ScaleTuningSettings]):
         )
 
 
+def _changed(model: Model, original: Model) -> list[Site]:
+    """Sites whose weight is not the original's."""
+    names = {site.name for site in original.sites()}
+
+    def same(name: str) -> bool:
+        ours, theirs = model.weight(name), original.weight(name)
+        return ours is theirs or (ours.form == theirs.form and weight_digest(ours) == weight_digest(theirs))
+
+    return [site for site in model.sites() if site.name not in names or not same(site.name)]
+
+
 def _tunable(model: Model, original: Model) -> dict[str, StoredWeight]:
-    """Weights with parts that are not the original's, of layers that the readable module has."""
+    """Changed weights with parts, of layers that only multiply: a head may be the embedding too."""
     layers = dict(model.module().named_modules())
-    held = {site.name: original.weight(site.name) for site in original.sites()}
-    found = {site.name: model.weight(site.name) for site in model.sites()}
-    found = {name: weight for name, weight in found.items() if held.get(name) is not weight}
+    multiplying = [site.name for site in _changed(model, original) if site.kind in ("linear", "conv1x1")]
+    found = {name: model.weight(name) for name in multiplying}
     return {
         name: weight
         for name, weight in found.items()
