@@ -255,6 +255,27 @@ def test_half_precision_stays_half_precision() -> None:
     assert packed.run(model.sample).dtype == torch.bfloat16 and packed.runtime[1].weight is net[1].weight
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_the_readable_module_of_a_network_of_another_type_runs_on_its_inputs(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(8, 16, 1, stride=2), nn.ReLU(), nn.Flatten(2), nn.Linear(9, 4, bias=False))
+    model = ModuleModel(net.to(dtype), torch.randn(2, 8, 5, 5).to(dtype))
+    packed = quantised(model)
+    readable = packed.module()
+    assert all(
+        np.array_equal(readable[int(n)].weight.detach().flatten(1).numpy(), packed.weight(n).dequantize()) for n in "03"
+    )
+    y = readable(packed.sample[0])
+    assert y.dtype == dtype == packed.run(packed.sample).dtype
+    torch.testing.assert_close(y.detach(), packed.run(packed.sample), rtol=0.05, atol=0.02)
+    y.float().sum().backward()
+    again = quantised(packed, "0").module()
+    assert again(packed.sample[0]).dtype == dtype
+    half = ModuleModel(nn.Linear(8, 4).to(dtype), torch.zeros(1, 8, dtype=dtype))
+    assert type(quantised(half).module()) is not nn.Linear
+    assert type(quantised(ModuleModel(nn.Linear(8, 4), torch.zeros(1, 8))).module()) is nn.Linear
+
+
 # Fingerprint and size
 
 

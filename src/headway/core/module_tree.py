@@ -69,7 +69,7 @@ def structure_digest(module: nn.Module, digest: Any) -> None:
     contents = Contents(named)
     seen: set[type] = set()
     for path, child in tree.items():
-        kind = type(child)
+        kind: Any = type(child)
         digest.update(f"\n{path}|{kind.__qualname__}".encode())
         for key, value in sorted(vars(child).items()):
             if key not in _INTERNAL:

@@ -23,15 +23,17 @@ def tensor_of(weight: Weight) -> Tensor:
 
 
 class PackedModule(nn.Module):
-    """What both share: `packed` is the weight, `bias` a buffer, `kernel_calls` counts the products of its kernel.
+    """What both share: `packed` is the weight, `bias` a buffer, `kernel_calls` counts the products of its kernel,
+    `dtype` is the type of the layer it stands for.
 
     On a CPU without a gradient through the input, the product is the weight's own kernel. Elsewhere it is torch's,
     with the exact dequantised value, and is not counted.
     """
 
-    def __init__(self, weight: Weight, bias: Tensor | None) -> None:
+    def __init__(self, weight: Weight, bias: Tensor | None, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.packed = weight
+        self.dtype = dtype
         self.kernel_calls = 0
         self.register_buffer("bias", None if bias is None else bias.detach())
 
@@ -84,8 +86,14 @@ class PackedConv1x1(PackedModule):
     dilation = (1, 1)
     groups = 1
 
-    def __init__(self, weight: Weight, bias: Tensor | None, stride: tuple[int, int] = (1, 1)) -> None:
-        super().__init__(weight, bias)
+    def __init__(
+        self,
+        weight: Weight,
+        bias: Tensor | None,
+        stride: tuple[int, int] = (1, 1),
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__(weight, bias, dtype)
         self.stride = stride
 
     @property
@@ -140,27 +148,42 @@ def pack(module: nn.Module, weight: Weight, site: str) -> PackedModule:
     if tuple(weight.shape) != matrix_shape(module):
         raise BadInput(f"site {site!r} is {matrix_shape(module)}, the weight {tuple(weight.shape)}", "check the site")
     bias = cast("Tensor | None", module.bias)
+    dtype = module.dtype if isinstance(module, PackedModule) else cast(Tensor, module.weight).dtype
     if site_kind(module) == "linear":
-        return PackedLinear(weight, bias)
-    return PackedConv1x1(weight, bias, cast("tuple[int, int]", tuple(cast(Any, module).stride)))
+        return PackedLinear(weight, bias, dtype)
+    return PackedConv1x1(weight, bias, cast("tuple[int, int]", tuple(cast(Any, module).stride)), dtype)
 
 
 def unpack(module: PackedModule) -> nn.Module:
-    """The `nn.Linear` or `nn.Conv2d` with the exact dequantised weight, in float32."""
+    """The `nn.Linear` or `nn.Conv2d` with the exact dequantised weight, in float32.
+
+    Inside a network of another type it takes and gives that.
+    """
+    among_others = module.dtype != torch.float32
     bias = cast("Tensor | None", module.bias)
     out_features, in_features = module.packed.shape
     layer: nn.Linear | nn.Conv2d
     # Built as small as can be, since what torch would draw at random is replaced at once.
     if isinstance(module, PackedConv1x1):
-        layer = nn.Conv2d(1, 1, 1, module.stride, bias=bias is not None)
+        layer = (_Conv1x1 if among_others else nn.Conv2d)(1, 1, 1, module.stride, bias=bias is not None)
         layer.in_channels, layer.out_channels = in_features, out_features
     else:
-        layer = nn.Linear(1, 1, bias=bias is not None)
+        layer = (_Linear if among_others else nn.Linear)(1, 1, bias=bias is not None)
         layer.in_features, layer.out_features = in_features, out_features
     layer.weight = nn.Parameter(module.weight)
     if bias is not None:
         layer.bias = nn.Parameter(bias.detach().to(torch.float32))
     return layer.train(module.training)
+
+
+class _Linear(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.to(self.weight.dtype)).to(input.dtype)
+
+
+class _Conv1x1(nn.Conv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.to(self.weight.dtype)).to(input.dtype)
 
 
 class TensorWeight:

@@ -177,3 +177,12 @@ def test_a_convolution_of_one_image_without_a_batch_is_calibrated_as_a_batch_of_
         assert set(gradient_moments(made, given)) == {"0", "2"} and not given.notes
     plain = [h["0"] / np.trace(h["0"]) for h in found]
     np.testing.assert_allclose(plain[0], plain[1], atol=1e-5)
+
+
+def test_a_network_of_another_type_is_calibrated_with_packed_layers_inside() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)).to(torch.bfloat16)
+    made = ModuleModel(net, torch.randn(2, 8, dtype=torch.bfloat16))
+    packed = made.with_weights({"0": made.weight("0")})
+    given: Any = Context(target=None, calibration=[made.sample], threads=1)  # type: ignore[arg-type]
+    assert set(gradient_moments(packed, given)) == {"0", "2"} and not given.notes
