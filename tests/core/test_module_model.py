@@ -185,6 +185,23 @@ def test_a_layer_that_computes_something_else_is_no_site() -> None:
     assert ModuleModel(nn.Sequential(Doubled(4, 4), patched), torch.ones(1, 4)).sites() == ()
 
 
+def test_a_layer_with_hooks_is_left_alone_and_said_to_be() -> None:
+    net = nn.Sequential(*(nn.Linear(4, 4) for _ in range(4)), nn.ReLU())
+    net[0].register_forward_hook(lambda layer, given, output: output * 2)
+    net[1].register_forward_pre_hook(lambda layer, given: (given[0] + 1,))
+    net[2].register_full_backward_hook(lambda layer, into, out: None)  # changes nothing of what is computed
+    net[4].register_forward_hook(lambda layer, given, output: output + 1)
+    x = torch.randn(3, 4)
+    model = ModuleModel(net, x)
+    assert [site.name for site in model.sites()] == ["2", "3"]
+    assert model.notes == ("left alone, since hooks run around them: 0, 1",)
+    packed = model.with_weights({name: model.weight(name) for name in "23"})
+    torch.testing.assert_close(packed.run(x), net(x).detach())
+    with pytest.raises(BadInput, match="has no site '0'"):
+        model.weight("0")
+    assert not ModuleModel(nn.Linear(4, 4), x).notes
+
+
 def test_a_layer_under_two_names_is_one_site_replaced_under_both() -> None:
     shared = nn.Linear(4, 4)
     net = nn.Sequential(shared, nn.ReLU(), shared)

@@ -45,6 +45,8 @@ class Model(ABC):
     task: Task
     given: str = ""
     """What `headway.load` was given, where that is text: another name for the model on a command line."""
+    notes: Sequence[str] = ()
+    """Sentences about it for its evidence: what is left alone, and why."""
 
     @abstractmethod
     def fingerprint(self) -> str:

@@ -19,7 +19,15 @@ from headway.core.model import Model, Site, Task
 from headway.core.module_origin import NATIVE, Origin, OriginKind
 from headway.core.module_tree import copy_tree, is_ours, same_storage_key, structure_digest
 from headway.core.module_workload import Inputs, ModuleWorkload
-from headway.core.packed_modules import PackedModule, TensorWeight, matrix_shape, pack, site_kind, unpack
+from headway.core.packed_modules import (
+    PackedModule,
+    TensorWeight,
+    is_hooked_site,
+    matrix_shape,
+    pack,
+    site_kind,
+    unpack,
+)
 from headway.core.weight import Weight
 
 
@@ -60,6 +68,9 @@ class ModuleModel(Model):
         self.workload_of = workload
         self._module = copy_tree(module, clone_buffers=True).eval()
         _leave_fused_paths(self._module)
+        hooked = [name for name, layer in self._module.named_modules() if is_hooked_site(layer)]
+        if hooked:
+            self.notes = (f"left alone, since hooks run around them: {', '.join(hooked)}",)
         # On a copy: what a network keeps of the inputs it has seen is not to hold the sample.
         self._sites = _sites_reached(copy_tree(self._module, clone_buffers=True), self.sample)
         self._digests: dict[int, tuple[Any, int, bytes]] = {}

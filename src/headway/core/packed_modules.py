@@ -116,8 +116,18 @@ class PackedConv1x1(PackedModule):
 def site_kind(module: nn.Module) -> SiteKind | None:
     """`linear`, `conv1x1`, or None for what a `Weight` cannot stand for.
 
-    A subclass that computes anything else (its own `forward`, on the class or on the object) is none.
+    A layer that computes anything else (its own `forward`, on the class or on the object, or hooks) is none.
     """
+    return None if is_hooked_site(module) else _kind(module)
+
+
+def is_hooked_site(module: nn.Module) -> bool:
+    """Whether a layer would be a site but for its hooks, which its packed form would not call."""
+    hooked = bool(module._forward_pre_hooks or module._forward_hooks) and not isinstance(module, PackedModule)
+    return hooked and _kind(module) is not None
+
+
+def _kind(module: nn.Module) -> SiteKind | None:
     if isinstance(module, PackedModule):
         return "conv1x1" if isinstance(module, PackedConv1x1) else "linear"
     if "forward" in vars(module):

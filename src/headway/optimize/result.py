@@ -60,7 +60,7 @@ class Result:
         evidence.about(request.model)
         evidence.recipe = self.winner.recipe.as_json()
         said = heard(self.bench.context.notes, self.winner.recipe)
-        evidence.notes += list(dict.fromkeys([*request.notes, *said]))
+        evidence.notes += list(dict.fromkeys([*request.model.notes, *request.notes, *said]))
         evidence.result = {
             **self._answer(),
             "candidates": [candidate.as_json() for candidate in self.candidates],
