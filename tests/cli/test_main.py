@@ -133,10 +133,15 @@ def test_what_cannot_work_is_refused_before_anything_is_loaded_or_measured(
 @pytest.mark.parametrize("words", [["--minimize", "energy"], ["--budget", "energy<=1J"]])
 @pytest.mark.usefixtures("nothing_runs")
 def test_energy_without_a_counter_is_what_the_machine_lacks(
-    words: list[str], capsys: pytest.CaptureFixture[str]
+    words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setattr("headway.optimize.request.POWERCAP", tmp_path)
     assert main(["optimize", "m", *words]) == 3
     assert "no energy counter" in capsys.readouterr().err
+    (tmp_path / "intel-rapl:0").mkdir()
+    (tmp_path / "intel-rapl:0" / "energy_uj").write_text("1")
+    assert main(["optimize", "m", *words]) == 3
+    assert "energy is not measured yet" in capsys.readouterr().err
 
 
 def test_a_terminal_sees_a_caret_under_the_character(

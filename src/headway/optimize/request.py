@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,10 @@ MEASURED = {
     "classification": ("latency_s", "throughput_per_s", "top1_agreement"),
 }
 """What is measured of a task besides memory, size and quality."""
+
+
+POWERCAP = Path("/sys/class/powercap")
+"""Where Linux has the energy counters of processors, AMD's too."""
 
 
 @dataclass
@@ -95,7 +100,9 @@ def refuse(
         raise BadInput("nothing is left to search", "exclude fewer systems, or use headway apply")
     metrics = [limit.metric for limit in (budget or Budget()).limits]
     if "energy" in (*metrics, (objective or Objective()).name):
-        raise Lacking("this machine has no energy counter that can be read", "ask for latency, memory or size instead")
+        counted = any(os.access(path, os.R_OK) for path in POWERCAP.glob("intel-rapl*/energy_uj"))
+        why = "energy is not measured yet" if counted else "this machine has no energy counter that can be read"
+        raise Lacking(why, "ask for latency, memory or size instead")
     if "cost" in metrics:
         raise BadInput("cost is no property of a model", "limit latency, throughput or memory instead")
     if output is not None:
