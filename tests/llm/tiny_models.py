@@ -191,6 +191,8 @@ def write_gguf(
     for key, value in (extra or {}).items():
         if isinstance(value, float):
             writer.add_float32(f"{architecture}.{key}", value)
+        elif isinstance(value, str):
+            writer.add_string(f"{architecture}.{key}", value)
         else:
             writer.add_uint32(f"{architecture}.{key}", value)
     _write_vocabulary(writer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -172,14 +173,43 @@ def test_configurations_of_before_version_5_mean_the_same(case: str, tmp_path: P
     assert error(model, load_folder(folder)) < 1e-5
 
 
+def test_a_configuration_without_layer_types_counts_its_sliding_layers_from_the_first(tmp_path: Path) -> None:
+    model = random_model(*CASES["qwen2 with a window from layer 1"])
+    folder = folder_of(model, tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    assert config.pop("layer_types") == ["full_attention", "sliding_attention", "sliding_attention"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert error(model, load_folder(folder)) < 1e-5
+
+
+YARN_KEYS = {
+    "rope.freq_base": 1e4,
+    "rope.scaling.type": "yarn",
+    "rope.scaling.factor": 4.0,
+    "rope.scaling.original_context_length": 32,
+}
+
 GGUF_CASES: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", {"tie_word_embeddings": True}, "llama", {"rope.freq_base": 1e4}),
     "llama untied": ("LlamaConfig", {}, "llama", {}),
+    "llama yarn": ("LlamaConfig", {"rope_parameters": YARN}, "llama", YARN_KEYS),
+    "llama yarn, attention factor": (
+        "LlamaConfig",
+        {"rope_parameters": {**YARN, "attention_factor": 1.3 * (0.1 * math.log(4.0) + 1.0)}},
+        "llama",
+        {**YARN_KEYS, "rope.scaling.attn_factor": 1.3},
+    ),
     "qwen2": ("Qwen2Config", {}, "qwen2", {"rope.freq_base": 1e4}),
     "qwen3": ("Qwen3Config", {"head_dim": 16}, "qwen3", {"rope.freq_base": 1e4}),
     "gemma3": (
         "Gemma3TextConfig",
         {"head_dim": 16, "num_hidden_layers": 7, "sliding_window": 5, "query_pre_attn_scalar": 16},
+        "gemma3",
+        {"rope.freq_base": 1e6, "attention.sliding_window": 5},
+    ),
+    "gemma3 as deep as the 27B": (
+        "Gemma3TextConfig",
+        {"head_dim": 16, "num_hidden_layers": 62, "sliding_window": 5, "query_pre_attn_scalar": 8},
         "gemma3",
         {"rope.freq_base": 1e6, "attention.sliding_window": 5},
     ),
