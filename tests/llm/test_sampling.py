@@ -23,7 +23,7 @@ CLOSE = 1e-9
 
 
 def kept_by_hand(logits: np.ndarray, s: Sampling) -> tuple[dict[int, float], set[int]]:
-    """Token -> probability, by sorting everything and applying one rule after the other; and tokens on a rule's edge."""
+    """Token -> probability, by sorting everything and applying the rules in turn; and tokens on a rule's edge."""
     weights = [math.exp(float(x) / s.temperature - float(logits.max()) / s.temperature) for x in logits]
     order = sorted(range(len(logits)), key=lambda i: (-logits[i], i))
     if s.top_k:
