@@ -15,6 +15,8 @@ from headway.core.registry import Entry
 
 
 class Named:
+    given = ""
+
     def __init__(self, name: str) -> None:
         self.name = name
 
