@@ -5,6 +5,10 @@ and kernels do, and Adam moves the numbers of all groups together down the diver
 distribution on the calibration inputs: KL(original || tuned) of a position for language models and classifiers, the
 relative squared error of anything else. A number moves in units of its group's scale, around the middle of its codes.
 
+Seen on SmolLM2 at 3 bits in groups of 64, 14 sequences of 256 tokens (KL held out): plain rounding 1.05 -> 0.64 in 14
+steps at 2e-3; GPTQ, whose numbers were fitted to such text already, 0.128 -> 0.119 in 28 steps at 5e-4 and no gain at
+2e-3, where sequences that were trained on gained a third: more text is what helps.
+
 A share of the inputs is held out; where the divergence there is not lower afterwards, the weights stay as they were.
 Decided: activations are not rounded while tuning, since errors of weights rule wherever 8 bits of activations meet.
 """
@@ -45,7 +49,7 @@ SYSTEM = Card(
     kind="transform",
     slot="training",
     summary="scales of quantised weights trained to give what the original gives; codes, bytes and speed stay",
-    claim="the loss of 2- and 3-bit weights falls most; minutes on a CPU",
+    claim="of plain 3-bit rounding two fifths of the divergence go in 14 steps, of GPTQ's 7 % in 28 (SmolLM2)",
     needs=("static_weights",),
     breaks=("bitwise_equal",),
     reference=True,
@@ -59,11 +63,11 @@ WARM_UP = 5
 class ScaleTuningSettings(Settings):
     """Defaults suit a model of 135 M weights in groups of 64; a step there takes some seconds a core."""
 
-    steps: int = Field(48, ge=1, le=100_000, description="steps of Adam; one calibration input each")
+    steps: int = Field(32, ge=1, le=100_000, description="steps of Adam; one calibration input each")
     lr: float = Field(
-        2e-3, gt=0, le=1, description="first learning rate, in units of a group's scale; falls as a cosine"
+        5e-4, gt=0, le=1, description="first learning rate, in units of a group's scale; falls as a cosine"
     )
-    tokens: int = Field(256, ge=1, le=1 << 20, description="tokens of a sequence that a step reads")
+    tokens: int = Field(512, ge=1, le=1 << 20, description="tokens of a sequence that a step reads")
 
 
 class ScaleTuning(Transform[ScaleTuningSettings]):
