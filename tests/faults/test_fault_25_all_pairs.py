@@ -47,7 +47,7 @@ PARTS = (("*.attention.*", "*.mlp.*", "head"), ("layers.0.*", "layers.1.*", "hea
 """Patterns that share no site."""
 OVERLAPS = (("*.mlp.*", "layers.0.*"), ("*", "head"), ("*.attention.*", "*.q"), ("layers.{0-1}.*", "*.down"))
 WORDS = ("the", "cat", "sat", "on", "a", "mat", "and", "saw", "dog", "run", "to", "its", "house", "near", "tree", "by")
-MOST = {"rounds": 3, "calib_tokens": 2048, "batch_crossover": 64, "group_size": 128}
+MOST = {"rounds": 3, "calib_tokens": 2048, "batch_crossover": 64, "group_size": 128, "steps": 3}
 """Settings that cost time, or are the same from here on for a tiny model, are drawn up to here."""
 
 

@@ -84,13 +84,13 @@ class ScaleTuning(Transform[ScaleTuningSettings]):
         return Costs(size_bytes=float(model.size_bytes()))
 
     def apply(self, model: Model, settings: ScaleTuningSettings, context: Context) -> Model:
-        """Raises `BadInput` where every weight is the original's, or with fewer than two calibration inputs."""
+        """Raises `BadInput` with fewer than two calibration inputs."""
         original = context.original
-        if original is None or not _changed(model, original):
-            raise BadInput("scale-tuning: no weight was changed yet", "put it behind a weight system, e.g. lut-gemm")
-        forms = _tunable(model, original)
-        if not forms:
-            context.notes.append("scale-tuning: no layer has scales to tune")
+        forms = {} if original is None else _tunable(model, original)
+        if original is None or not forms:
+            context.notes.append(
+                "scale-tuning: nothing to tune, it belongs behind a weight system whose weights have scales"
+            )
             return model
         pieces = _pieces(context.calibration or (), model.task, settings.tokens)
         if len(pieces) < 2:
