@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from known_machine import GOLDEN
 
 from headway.core.cache import StepCache
-from headway.core.progress import Progress
+from headway.core.progress import Progress, Task
 from headway.core.system import SearchContext
 from headway.core.target import Target
 from headway.vision.search.cost_table import CostTable
@@ -41,3 +43,25 @@ def subject(slug: str, macro: Macro, settings: NetSettings, folder: Path, progre
     target = Target.load(GOLDEN)
     context = SearchContext(target, StepCache(folder / "steps"), folder, None, 0, progress or Progress())
     return Subject(slug, "d400", macro, images(), table(macro), settings, context)
+
+
+class Stops(Progress):
+    """Ctrl-C in a task whose name begins so, at its step `at`."""
+
+    def __init__(self, what: str, at: int) -> None:
+        super().__init__()
+        self.what, self.at = what, at
+
+    @contextmanager
+    def task(self, what: str, total: float | None = None) -> Iterator[Task]:
+        progress = self
+
+        class Counting(Task):
+            done = 0.0
+
+            def advance(self, steps: float = 1) -> None:
+                self.done += steps
+                if what.startswith(progress.what) and self.done == progress.at:
+                    raise KeyboardInterrupt
+
+        yield Counting()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +12,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from searching import images, subject
+from searching import Stops, images, subject
 
 from headway.core.budget import Budget
 from headway.core.errors import BadInput, HeadwayError
 from headway.core.module_origin import build_family
-from headway.core.progress import Progress, Task
+from headway.core.progress import Progress
 from headway.vision.search import apq, apq_nets
 from headway.vision.search.accuracy_predictor import TransferPredictor, fit_predictor, predict
 from headway.vision.search.apq import Apq, ApqSettings, JointSubject, evolve, plain_genotype, transferred
@@ -149,20 +147,6 @@ def test_a_search_whose_predictor_does_not_see_bits_takes_the_cheapest(tmp_path:
     assert quality(blind) < quality(seeing)
 
 
-class Stops(Progress):
-    @contextmanager
-    def task(self, what: str, total: float | None = None) -> Iterator[Task]:
-        class Counting(Task):
-            done = 0.0
-
-            def advance(self, steps: float = 1) -> None:
-                self.done += steps
-                if what == "training networks with few bits" and self.done == 4:
-                    raise KeyboardInterrupt
-
-        yield Counting()
-
-
 def test_a_search_goes_on_where_it_was_stopped_and_its_network_is_built_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,7 +158,7 @@ def test_a_search_goes_on_where_it_was_stopped_and_its_network_is_built_again(
 
     whole = search(about(tmp_path / "whole"))
     with pytest.raises(KeyboardInterrupt):
-        search(about(tmp_path / "stopped", Stops()))
+        search(about(tmp_path / "stopped", Stops("training networks with few bits", 4)))
     again = about(tmp_path / "stopped")
     found = search(again)
     assert found.winner == whole.winner and again.context.cache.hits >= 4

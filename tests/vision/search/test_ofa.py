@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from searching import images, subject
+from searching import Stops, images, subject
 
 from headway.core.budget import Budget
 from headway.core.module_origin import build_family
-from headway.core.progress import Progress, Task
+from headway.core.progress import Progress
 from headway.vision.search.family import Subject
 from headway.vision.search.images import Images, Split
 from headway.vision.search.ofa import OfaSettings, evolve, predictor
@@ -61,24 +59,10 @@ def test_sub_networks_are_drawn_from_their_phase() -> None:
             assert min(kinds["d"]) >= 5 - phase.depths
 
 
-class Stops(Progress):
-    @contextmanager
-    def task(self, what: str, total: float | None = None) -> Iterator[Task]:
-        class Counting(Task):
-            done = 0.0
-
-            def advance(self, steps: float = 1) -> None:
-                self.done += steps
-                if what == "supernet, expand-1" and self.done == 2:
-                    raise KeyboardInterrupt
-
-        yield Counting()
-
-
 def test_a_supernet_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path) -> None:
     whole = trained_supernet(about(tmp_path / "whole"), settings()).state_dict()
     with pytest.raises(KeyboardInterrupt):
-        trained_supernet(about(tmp_path / "stopped", Stops()), settings())
+        trained_supernet(about(tmp_path / "stopped", Stops("supernet, expand-1", 2)), settings())
     again = trained_supernet(about(tmp_path / "stopped"), settings()).state_dict()
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 

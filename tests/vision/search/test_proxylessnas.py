@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from searching import images, subject, table
+from searching import Stops, images, subject, table
 
 from headway.cli.main import main
 from headway.core.artifact import write_artifact
 from headway.core.errors import BadInput, HeadwayError
 from headway.core.evidence import Evidence
 from headway.core.module_origin import build_family
-from headway.core.progress import Progress, Task
 from headway.optimize.api import load, search
 from headway.vision.search import family
 from headway.vision.search.layerwise import d400
@@ -46,32 +43,11 @@ def test_latency_in_the_loss_chooses_the_cheap(tmp_path: Path) -> None:
     assert costs[0] > 0.5 and costs[2] > 0.5
 
 
-class Stops(Progress):
-    """Ctrl-C at some step of the search."""
-
-    def __init__(self, at: int) -> None:
-        self.at = at
-
-    @contextmanager
-    def task(self, what: str, total: float | None = None) -> Iterator[Task]:
-        outer = self
-
-        class Counting(Task):
-            done = 0.0
-
-            def advance(self, steps: float = 1) -> None:
-                self.done += steps
-                if what == "searching" and self.done == outer.at:
-                    raise KeyboardInterrupt
-
-        yield Counting()
-
-
 @pytest.mark.parametrize("mode", ["full_v2", "reinforce"])
 def test_a_search_that_was_stopped_ends_as_one_that_was_not(mode: str, tmp_path: Path) -> None:
     chosen = settings(mode=mode)
     whole = searched(subject("proxylessnas", d400(), chosen, tmp_path / "whole"), chosen, 1e-3).state_dict()
-    stopped = subject("proxylessnas", d400(), chosen, tmp_path / "stopped", Stops(7))
+    stopped = subject("proxylessnas", d400(), chosen, tmp_path / "stopped", Stops("searching", 7))
     with pytest.raises(KeyboardInterrupt):
         searched(stopped, chosen, 1e-3)
     assert list((tmp_path / "stopped").glob("*.pt"))
