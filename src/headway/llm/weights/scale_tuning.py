@@ -27,13 +27,12 @@ from torch import Tensor, nn
 
 from headway.core.card import Card
 from headway.core.errors import BadInput
-from headway.core.model import Model, Site
+from headway.core.model import Model
 from headway.core.module_workload import first_tensor
 from headway.core.registry import source_digest
 from headway.core.system import YES, Context, Costs, Settings, Transform, Verdict
 from headway.core.target import Target
 from headway.core.weight import F32
-from headway.llm.digests import weight_digest
 from headway.llm.weights.base import StoredWeight
 from headway.llm.weights.calibration import key_of
 from headway.llm.weights.hadamard import turned
@@ -118,27 +117,17 @@ class ScaleTuning(Transform[ScaleTuningSettings]):
         )
 
 
-def _changed(model: Model, original: Model) -> list[Site]:
-    """Sites whose weight is not the original's."""
-    names = {site.name for site in original.sites()}
-
-    def same(name: str) -> bool:
-        ours, theirs = model.weight(name), original.weight(name)
-        return ours is theirs or (ours.form == theirs.form and weight_digest(ours) == weight_digest(theirs))
-
-    return [site for site in model.sites() if site.name not in names or not same(site.name)]
-
-
 def _tunable(model: Model, original: Model) -> dict[str, StoredWeight]:
-    """Changed weights with parts, of layers that only multiply: a head may be the embedding too."""
+    """Weights with parts that are not the original's, of layers that only multiply: a head may be the embedding too."""
     layers = dict(model.module().named_modules())
-    multiplying = [site.name for site in _changed(model, original) if site.kind in ("linear", "conv1x1")]
-    found = {name: model.weight(name) for name in multiplying}
-    return {
-        name: weight
-        for name, weight in found.items()
-        if isinstance(weight, StoredWeight) and isinstance(layers.get(name), nn.Linear | nn.Conv2d) and weight.parts()
-    }
+    held = {site.name: original.weight(site.name) for site in original.sites()}
+    found = {}
+    for site in model.sites():
+        weight = model.weight(site.name)
+        multiplies = site.kind in ("linear", "conv1x1") and isinstance(layers.get(site.name), nn.Linear | nn.Conv2d)
+        if multiplies and weight is not held.get(site.name) and isinstance(weight, StoredWeight) and weight.parts():
+            found[site.name] = weight
+    return found
 
 
 def _pieces(calibration: Sequence[tuple[Any, ...]], task: str, tokens: int) -> list[tuple[Any, ...]]:
