@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from headway.cli.main import main
 from headway.core.errors import BadInput
 from headway.core.module_workload import workload_from
 from headway.core.workload import Texts, Workload
-from headway.optimize import pipeline, search
+from headway.optimize import api, pipeline, search
 from headway.optimize.api import machine
 from headway.optimize.result import Result
 
@@ -218,6 +220,12 @@ def test_a_run_out_of_time_measures_one_candidate_and_proves(tiny: Path) -> None
     result = run(tiny, "quality>=0.5", time_s=0.01)
     assert len(result.candidates) == 2
     assert result.met
+
+
+def test_the_time_counts_from_the_command_s_start(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    began = time.monotonic() - 1000.0
+    monkeypatch.setattr(api, "time", SimpleNamespace(monotonic=lambda: began))
+    assert len(run(tiny, "quality>=0.5", time_s=600.0).candidates) == 2
 
 
 def _text(folder: Path) -> Path:
