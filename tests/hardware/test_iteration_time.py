@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from headway.core.errors import BadInput
 from headway.hardware.iteration_time import IterationTime, Load, fit
@@ -48,6 +50,13 @@ def test_a_roofline_reads_or_multiplies_whichever_is_longer() -> None:
     assert cost(Load(1)) == pytest.approx(0.023) == cost(Load(100))  # weights are read: 20 ms
     assert cost(Load(1000)) == pytest.approx(0.003 + 0.2)  # multiplied: 0.2 ms for each token
     assert cost(Load(1, decodes=1, decode_context=1400)) == pytest.approx(0.024)
+
+
+@given(st.integers(1, 3000), st.integers(1, 64), st.integers(0, 100_000), st.integers(1, 20))
+def test_passes_ahead_take_what_each_takes(tokens: int, decodes: int, context: int, passes: int) -> None:
+    load = Load(tokens, 3.5, decodes, context, decodes, decodes)
+    each = [LAW(load._replace(decode_context=context + n * decodes)) for n in range(passes)]
+    assert LAW.ahead(load, passes) == each
 
 
 def test_it_survives_json() -> None:

@@ -63,6 +63,13 @@ class IterationTime:
             + self.row * load.sampled
         )
 
+    def ahead(self, load: Load, passes: int) -> list[float]:
+        """Of so many passes of the same decodes, whose contexts grow by a token each."""
+        first = self.linear(load.tokens) + self.chunk * load.chunk_work
+        sequences, rows = self.sequence * load.sequences, self.row * load.sampled
+        contexts = range(load.decode_context, load.decode_context + passes * load.decodes, load.decodes)
+        return [first + self.decode * context + sequences + rows for context in contexts]
+
     def linear(self, tokens: float) -> float:
         """The part that only the number of rows decides."""
         at = min(max(bisect_right(self.knots, tokens), 1), len(self.knots) - 1)

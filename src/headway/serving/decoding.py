@@ -21,7 +21,7 @@ class Decoding:
         self._grow: dict[int, dict[int, Job]] = {}
         self._end: dict[int, dict[int, Job]] = {}
         self._joined: dict[int, Job] = {}  # since the last tick: their last token is their own
-        self._needed = 0  # members that need a page at this tick
+        self._needed: int | None = 0  # members that need a page at this tick; None: to be counted
         self.tick = 0
         self.tick_time = 0.0
         self.context = 0
@@ -32,6 +32,9 @@ class Decoding:
 
     @property
     def pages_needed(self) -> int:
+        if self._needed is None:
+            tick, members, growing = self.tick, self._members, self._grow.get(self.tick)
+            self._needed = sum(j.grow_tick == tick and j.id in members for j in growing.values()) if growing else 0
         return self._needed
 
     def __iter__(self) -> Iterator[Job]:
@@ -70,24 +73,47 @@ class Decoding:
         del self._members[job.id]
         job.done, job.generated = self.context_of(job), self.generated(job)
         self.context -= job.done
-        if job.grow_tick == self.tick:
+        if job.grow_tick == self.tick and self._needed is not None:
             self._needed -= 1
         job.grow_tick = job.end_tick = -1
         if job.last_tick != self.tick:
             job.last, job.last_tick = self.tick_time, self.tick
 
-    def growing(self, jobs: Sequence[Job] | None = None) -> list[Job]:
-        """Those (of `jobs`, or of all) that need a page before they get a token."""
-        if not self._needed:
-            return []
-        members = self._grow.get(self.tick, {}).values() if jobs is None else jobs
-        return [job for job in members if self.needs_page(job)]
+    def grow(self) -> int:
+        """Everyone who needs a page to get a token has one now; returns how many did."""
+        self._needed = 0
+        growing = self._grow.pop(self.tick, None)
+        if not growing:
+            return 0
+        tick, members, grown = self.tick, self._members, 0
+        again = tick + self._page_tokens
+        bucket = self._grow.setdefault(again, {})
+        for job in growing.values():
+            if job.grow_tick == tick and job.id in members:
+                job.pages += 1
+                job.grow_tick = again
+                bucket[job.id] = job
+                grown += 1
+        return grown
 
-    def grown(self, job: Job) -> None:
-        """It got a page."""
-        job.pages += 1
-        self._needed -= 1
-        self._grow_at(job, job.pages * self._page_tokens - job.done_base)
+    def grow_some(self, jobs: Sequence[Job]) -> int:
+        """As `grow`, for some of them."""
+        grown = 0
+        for job in jobs:
+            if self.needs_page(job):
+                job.pages += 1
+                self._grow_at(job, job.grow_tick + self._page_tokens)
+                grown += 1
+        self._needed = None
+        return grown
+
+    def leap(self, times: Sequence[float], gaps: list[tuple[float, int]]) -> int:
+        """Everyone got a token at each of these times, and none was its last; the pages that took."""
+        pages = 0
+        for at in times:
+            self._step(at, gaps)
+            pages += self.grow()
+        return pages
 
     def calm(self, free: int) -> int:
         """Tokens that everyone can get, taking of `free` pages, until somebody is at its end or pages may run out.
@@ -106,6 +132,14 @@ class Decoding:
 
     def advance(self, now: float, gaps: list[tuple[float, int]]) -> list[Job]:
         """Everyone got a token; returns those at their end. `gaps` takes (seconds since the last one, how many)."""
+        self._step(now, gaps)
+        ending = self._end.pop(self.tick, None)
+        if not ending:
+            return []
+        tick, members = self.tick, self._members
+        return [job for job in ending.values() if job.end_tick == tick and job.id in members]
+
+    def _step(self, now: float, gaps: list[tuple[float, int]]) -> None:
         count = len(self._members)
         own = 0
         if self._joined:
@@ -120,13 +154,7 @@ class Decoding:
         self.tick += 1
         self.tick_time = now
         self.context += count
-        growing = self._grow.get(self.tick)
-        self._needed = (
-            sum(j.id in self._members and j.grow_tick == self.tick for j in growing.values()) if growing else 0
-        )
-        if self.tick not in self._end:
-            return []
-        return [j for j in self._end.pop(self.tick).values() if j.id in self._members and j.end_tick == self.tick]
+        self._needed = None
 
     def advance_some(self, jobs: Sequence[Job], now: float, gaps: list[tuple[float, int]]) -> list[Job]:
         """As `advance`, for some of them."""
@@ -148,7 +176,7 @@ class Decoding:
         job.grow_tick = tick
         self._grow.setdefault(tick, {})[job.id] = job
         if tick == self.tick:
-            self._needed += 1
+            self._needed = None
 
     def _end_at(self, job: Job, tick: int) -> None:
         job.end_tick = tick

@@ -22,6 +22,8 @@ from headway.serving.trace import Trace
 from headway.serving.tuning import Tuning, TuningTime
 
 FLUSH = 1 << 16
+LEAST_S = 1e-9
+"""A batch takes some time, whatever a device says."""
 
 
 class Device(Protocol):
@@ -197,7 +199,7 @@ class Instance:
             if flight.seconds > 0:
                 flight.left = max(flight.left - (now - flight.since) / flight.seconds, 0.0)
             flight.since = now
-            flight.seconds = max(seconds.get(name, 0.0) + flight.added, 1e-9)
+            flight.seconds = max(seconds.get(name, 0.0) + flight.added, LEAST_S)
             if not isfinite(flight.seconds):
                 raise ValueError("a device gave a time that is no number")
             if flight.end < self.end:
@@ -205,14 +207,18 @@ class Instance:
 
     def _run_on(self, name: str, flight: _Flight, now: float) -> None:
         """Several passes of one batch of decodes, each over contexts that are a token longer."""
-        load, at = flight.load, now
-        for n in range(flight.passes):
-            context = load.decode_context + n * load.decodes
-            seconds = self.device.seconds({name: load._replace(decode_context=context)}, self._shares)[name]
-            if not isfinite(seconds):
-                raise ValueError("a device gave a time that is no number")
-            at += max(seconds, 1e-9)
-            flight.ends.append(at)
+        load, at, ends = flight.load, now, flight.ends
+        if isinstance(self.device, OneLane):
+            times = self.device.cost.ahead(load, flight.passes)
+        else:
+            contexts = (load.decode_context + n * load.decodes for n in range(flight.passes))
+            loads = (load._replace(decode_context=context) for context in contexts)
+            times = [self.device.seconds({name: each}, self._shares)[name] for each in loads]
+        for seconds in times:
+            at += seconds if seconds > LEAST_S else LEAST_S
+            ends.append(at)
+        if not isfinite(at):
+            raise ValueError("a device gave a time that is no number")
         self._leap, self._lane, self.end = flight, name, at
 
 

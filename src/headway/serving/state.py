@@ -215,9 +215,8 @@ class State:
         ended: list[Job] = []
         if batch.decode:
             if batch.decode == ALL:
-                for at in earlier:
-                    self.decoding.advance(at, self.gaps)
-                    self._grow(None)
+                if earlier:
+                    self._take(self.decoding.leap(earlier, self.gaps))
                 ended = self.decoding.advance(now, self.gaps)
             else:
                 ended = self.decoding.advance_some(batch.decode, now, self.gaps)  # type: ignore[arg-type]
@@ -339,13 +338,9 @@ class State:
             job.busy = True
         if not batch.decode:
             return
-        self._grow(None if batch.decode == ALL else batch.decode)  # type: ignore[arg-type]
+        decoding = self.decoding
+        self._take(decoding.grow() if batch.decode == ALL else decoding.grow_some(batch.decode))  # type: ignore[arg-type]
         self._decodes_run = True
-
-    def _grow(self, jobs: Sequence[Job] | None) -> None:
-        for job in self.decoding.growing(jobs):
-            self._take(1)
-            self.decoding.grown(job)
 
     def _admit(self, job: Job, tokens: int) -> None:
         if self._waiting and self._waiting[0] is job:

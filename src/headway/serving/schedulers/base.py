@@ -195,7 +195,7 @@ class Plan:
     """Pages that the training job holds from now on (0: its sequence in work is dropped); None: as before."""
 
     def __bool__(self) -> bool:
-        return any((self.lanes, self.reject, self.end, self.preempt, self.lend is not None))
+        return bool(self.lanes or self.reject or self.end or self.preempt) or self.lend is not None
 
 
 MAIN = "main"

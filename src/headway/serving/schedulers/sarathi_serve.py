@@ -16,6 +16,7 @@ from headway.core.card import Card
 from headway.core.system import Settings
 from headway.serving.job import Job
 from headway.serving.schedulers.base import (
+    ALL,
     MAIN,
     Batch,
     Chunk,
@@ -79,8 +80,15 @@ class Sarathi(Scheduler):
         free = make_room(view, plan)
         if plan.preempt or plan.end:
             return plan  # the view is asked again without them
-        batch = Batch(decode="all" if view.decoding.count else ())
-        budget = self.budget(view) if view.prefilling or view.waiting else 0
+        batch = Batch(decode=ALL if view.decoding.count else ())
+        if view.waiting or view.prefilling:
+            self._read_prompts(view, plan, batch, free)
+        if batch:
+            plan.lanes[MAIN] = batch
+        return plan
+
+    def _read_prompts(self, view: View, plan: Plan, batch: Batch, free: int) -> None:
+        budget = self.budget(view)
         left = budget - view.decoding.count
         # Whoever is admitted will decode: more of them than the budget would exceed it in every iteration.
         places = min(view.limits.max_seqs, budget)
@@ -106,9 +114,6 @@ class Sarathi(Scheduler):
             left -= tokens
             free -= pages
             seqs += 1
-        if batch:
-            plan.lanes[MAIN] = batch
-        return plan
 
     def budget(self, view: View) -> int:
         """Tokens of the next iteration."""
@@ -118,7 +123,7 @@ class Sarathi(Scheduler):
         tbt = self.settings.tbt_slo_ms / 1e3 if self.settings.tbt_slo_ms else view.slo.tbt_s or view.slo.tpot_s
         if tbt is None:
             return FALLBACK_BUDGET
-        decodes = Batch(decode="all" if view.decoding.count else ())
+        decodes = Batch(decode=ALL if view.decoding.count else ())
         base = load_of(decodes, view)
         context = max((job.done for job in view.prefilling), default=0)
 
