@@ -40,7 +40,12 @@ def predict(shape=SHAPE, of=None, load=LOAD, target=TARGET):
     return predict_language(shape, of or sites(), load, target)
 
 
-@given(st.integers(0, 3000), st.integers(1, 300), st.sampled_from(["f32", "f16", "int8", "int4"]), st.integers(1, 4))
+@given(
+    st.integers(0, 3000),
+    st.integers(1, 300),
+    st.sampled_from(["f32", "f16", "int8", "int4", "k8v4"]),
+    st.integers(1, 4),
+)
 def test_every_cost_is_the_sum_of_its_parts(prompt, output, kv, threads):
     found = predict(load=LanguageLoad(prompt, output, kv=kv, threads=threads))
     assert found.costs.tpot_s == pytest.approx(sum(found.parts["tpot_s"].values()))

@@ -39,7 +39,7 @@ def test_logits_equal_the_readable_network(name):
     weights, vectors = models.random_parts(arch)
     tokens = TOKENS[:1200]
     expected = models.reference_logits(arch, weights, vectors, tokens)
-    for kv, bar in (("f32", 2e-5), ("f16", 3e-3), ("int8", 5e-2), ("int4", INT4)):
+    for kv, bar in (("f32", 2e-5), ("f16", 3e-3), ("int8", 5e-2), ("k8v4", INT4), ("int4", INT4)):
         native = NativeRuntime(arch, weights, vectors, kv=kv)
         assert relative(native.begin(1200).feed(tokens, every=True), expected) < bar
 
@@ -50,7 +50,7 @@ def test_every_head_dimension_works(head_dim):
     weights, vectors = models.random_parts(arch)
     tokens = TOKENS[:90]
     expected = models.reference_logits(arch, weights, vectors, tokens)
-    for kv, bar in (("f32", 2e-5), ("int8", 5e-2), ("int4", INT4)):
+    for kv, bar in (("f32", 2e-5), ("int8", 5e-2), ("k8v4", INT4), ("int4", INT4)):
         native = NativeRuntime(arch, weights, vectors, kv=kv)
         assert relative(native.begin(90).feed(tokens, every=True), expected) < bar
 
@@ -61,7 +61,7 @@ def test_every_number_of_heads_per_kv_head_works(heads):
     weights, vectors = models.random_parts(arch)
     tokens = TOKENS[:150]
     expected = models.reference_logits(arch, weights, vectors, tokens)
-    for kv, bar in (("f32", 2e-5), ("int8", 5e-2), ("int4", INT4)):
+    for kv, bar in (("f32", 2e-5), ("int8", 5e-2), ("k8v4", INT4), ("int4", INT4)):
         session = NativeRuntime(arch, weights, vectors, kv=kv).begin(150)
         logits = np.concatenate(
             [session.feed(tokens[:140], every=True), *(session.feed(t[None], True) for t in tokens[140:])]
@@ -152,7 +152,8 @@ def test_a_batch_gives_each_sequence_the_bits_it_has_alone(form):
 
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
 @pytest.mark.parametrize(
-    ("form", "kv"), [("dense", "f16"), ("int4", "f16"), ("int8", "f16"), ("int8", "int8"), ("int8", "int4")]
+    ("form", "kv"),
+    [("dense", "f16"), ("int4", "f16"), ("int8", "f16"), ("int8", "int8"), ("int8", "k8v4"), ("int8", "int4")],
 )
 def test_every_level_gives_the_same_bits(name, form, kv):
     native = runtime(name, form, kv=kv)
@@ -187,7 +188,12 @@ def test_rewinding_and_feeding_again_is_as_if_nothing_happened(moves):
 
 @pytest.mark.parametrize(
     ("kv", "per_head"),
-    [("f16", 64 * (8 + 16) * 2), ("int8", 64 * (8 + 16) + 2 * 64 * 4), ("int4", 64 * (4 + 16) + 2 * 64 * 4)],
+    [
+        ("f16", 64 * (8 + 16) * 2),
+        ("int8", 64 * (8 + 16) + 2 * 64 * 4),
+        ("int4", 64 * (4 + 16) + 2 * 64 * 4),
+        ("k8v4", 64 * (8 + 16) + 2 * 64 * 4),
+    ],
 )
 def test_pages_are_counted_and_given_back(kv, per_head):
     native = runtime("llama", kv=kv)
@@ -360,7 +366,7 @@ def turned(x):
     return y.reshape(x.shape)
 
 
-@pytest.mark.parametrize(("kv", "most"), [("int8", 127), ("int4", 15)])
+@pytest.mark.parametrize(("kv", "most"), [("int8", 127), ("k8v4", 15), ("int4", 15)])
 @pytest.mark.parametrize("name", ["llama", "odd", "qwen3"])
 def test_integer_attention_rounds_what_it_says_and_nothing_else(name, kv, most):
     """Queries, keys and values by their vector; the weights of 32 keys, times the values' scales, together."""
@@ -372,12 +378,14 @@ def test_integer_attention_rounds_what_it_says_and_nothing_else(name, kv, most):
     plain = NativeRuntime(arch, *models.random_parts(arch), kv="f32").begin(count).feed(tokens, every=True)
     batch = native.batch()
     batch.begin_at(tokens, np.arange(count, dtype=np.int32))
-    turn, kept = (turned, nibbles) if kv == "int4" else (np.asarray, coded)
+    turn_key, kept_key = (turned, nibbles) if kv == "int4" else (np.asarray, coded)
+    turn, kept = (turned, nibbles) if most == 15 else (np.asarray, coded)
     for layer in arch.layers:
-        q, k, v = (turn(a.reshape(count, -1, arch.head_dim)) for a in batch.project())
+        q, k, v = (a.reshape(count, -1, arch.head_dim) for a in batch.project())
+        q, k, v = turn_key(q), turn_key(k), turn(v)
         scales = np.abs(v).max(axis=2).astype(np.float64) / most
         group = arch.heads // arch.kv_heads
-        q, k, codes = coded(q), kept(k).repeat(group, axis=1), (kept(v) / scales[..., None]).repeat(group, axis=1)
+        q, k, codes = coded(q), kept_key(k).repeat(group, axis=1), (kept(v) / scales[..., None]).repeat(group, axis=1)
         scores = np.einsum("ihd,jhd->hij", q, k) * arch.query_scale
         distance = np.arange(count)[:, None] - np.arange(count)
         scores[:, (distance < 0) | ((layer.window > 0) & (distance >= (layer.window or 1)))] = -np.inf

@@ -84,8 +84,12 @@ def test_every_budget_is_a_choice_of_the_scheduler_that_takes_one() -> None:
         "vllm-like",
     ]
     assert found[5] == "kv-int8 + sarathi-serve"
-    asked = ServingSettings(schedulers=("orca-like",), kv=("f16", "int4"))
-    assert [str(choice) for choice in choices(asked)] == ["orca-like", "kv-int4 + orca-like"]
+    asked = ServingSettings(schedulers=("orca-like",), kv=("f16", "k8v4", "int4"))
+    assert [str(choice) for choice in choices(asked)] == [
+        "orca-like",
+        "kv-int4 + orca-like",
+        "kv-int4(keys=4) + orca-like",
+    ]
 
 
 @pytest.mark.parametrize(

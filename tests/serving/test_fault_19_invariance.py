@@ -20,7 +20,7 @@ from headway.serving.schedulers.base import Limits
 from headway.serving.schedulers.sarathi_serve import Sarathi, SarathiSettings
 
 BATCHES, THREADS, CHUNKS, PREFIX = (1, 2, 7, 16), (1, 2), (1, 17, 64, 256), (False, True)
-RECIPES = ("", "int8", "kv-int8", "kv-int4")
+RECIPES = ("", "int8", "kv-int8", "kv-int4", "kv-int4(keys=4)")
 ANSWER = 6
 
 

@@ -26,12 +26,13 @@ from headway.hardware.rates import Rates
 F32_BYTES = 4
 FORM_BYTES = 1.125
 """An activation as kernels read it: int8 and a float32 scale for 32 of them."""
-KV_BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5}  # integers: and a float32 scale per vector
+KV_BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5, "k8v4": 0.75}
+"""Bytes of an element, the mean of keys and values; up to 1.0 integers, with a float32 scale per vector."""
 
 
 def kv_element_bytes(kv: str, head_dim: int) -> float:
     """Bytes that the native store keeps for an element of a key or value, scales shared out; `kv`: of `KV_BYTES`."""
-    return KV_BYTES[kv] + (F32_BYTES / head_dim if kv.startswith("int") else 0.0)
+    return KV_BYTES[kv] + (F32_BYTES / head_dim if KV_BYTES[kv] <= 1 else 0.0)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from headway.llm.families.base import Architecture
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
-KVType = Literal["f16", "f32", "int8", "int4"]
+KVType = Literal["f16", "f32", "int8", "int4", "k8v4"]
 """How the native runtime keeps keys and values."""
 
 KV_TYPES: tuple[KVType, ...] = get_args(KVType)

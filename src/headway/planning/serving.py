@@ -38,7 +38,12 @@ SYSTEM = Card(
     reference=True,
 )
 
-KV_STEPS: dict[str, tuple[Step, ...]] = {"f16": (), "int8": (Step("kv-int8"),), "int4": (Step("kv-int4"),)}
+KV_STEPS: dict[str, tuple[Step, ...]] = {
+    "f16": (),
+    "int8": (Step("kv-int8"),),
+    "k8v4": (Step("kv-int4"),),
+    "int4": (Step("kv-int4", {"keys": 4}),),
+}
 """What a recipe says for each form of keys and values."""
 BUDGET = "token_budget"
 """What schedulers call the tokens of an iteration that they can be told."""
@@ -59,10 +64,10 @@ class ServingSettings(Settings):
         min_length=1,
         description="tokens of an iteration, where a scheduler takes that",
     )
-    kv: tuple[Literal["f16", "int8", "int4"], ...] = Field(
+    kv: tuple[Literal["f16", "int8", "k8v4", "int4"], ...] = Field(
         ("f16", "int8"),
         min_length=1,
-        description="forms of keys and values (int4 only where asked for)",
+        description="forms of keys and values (k8v4 and int4 only where asked for)",
     )
     margin: float = Field(0.05, ge=0, lt=1, description="by how much a later choice must be better than an earlier one")
     requests: int = Field(300, ge=20, description="of a simulated run")

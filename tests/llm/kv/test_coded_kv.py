@@ -19,7 +19,10 @@ from headway.optimize.api import machine
 from headway.optimize.dry_run import dry_run
 
 TOKENS = list(range(3, 90))
-STORES = pytest.mark.parametrize(("store", "bits"), [("int8", 8), ("int4", 4)])
+STORES = pytest.mark.parametrize(
+    ("step", "store", "keys", "values"),
+    [("kv-int8", "int8", 8, 8), ("kv-int4", "k8v4", 8, 4), ("kv-int4(keys=4)", "int4", 4, 4)],
+)
 
 
 @pytest.fixture
@@ -28,22 +31,26 @@ def tiny(tmp_path: Path, home: Path) -> LanguageModel:
 
 
 @STORES
-def test_a_recipe_changes_keys_and_values_alone(tiny: LanguageModel, store: str, bits: int) -> None:
-    coded = headway.apply(f"kv-{store}", tiny, threads=1)
+def test_a_recipe_changes_keys_and_values_alone(
+    tiny: LanguageModel, step: str, store: str, keys: int, values: int
+) -> None:
+    coded = headway.apply(step, tiny, threads=1)
     plain, other = tiny.logits(TOKENS), coded.logits(TOKENS)
-    assert 0 < np.abs(plain - other).max() < 2**-bits * 25 * np.abs(plain).max()
+    assert 0 < np.abs(plain - other).max() < 2**-values * 25 * np.abs(plain).max()
     assert coded.size_bytes() == tiny.size_bytes()
     assert coded.fingerprint() != tiny.fingerprint()
     assert all(coded.weight(site.name) is tiny.weight(site.name) for site in tiny.sites())
-    with_weights = headway.apply(f"int8 + kv-{store}", tiny, threads=1)
+    with_weights = headway.apply(f"int8 + {step}", tiny, threads=1)
     assert with_weights.kv == store
     exact = coded.with_runtime("exact"), tiny.with_runtime("exact")
     assert np.array_equal(exact[0].logits(TOKENS), exact[1].logits(TOKENS))
 
 
 @STORES
-def test_an_artifact_keeps_it(tiny: LanguageModel, tmp_path: Path, store: str, bits: int) -> None:
-    coded = headway.apply(f"kv-{store}", tiny, threads=1)
+def test_an_artifact_keeps_it(
+    tiny: LanguageModel, tmp_path: Path, step: str, store: str, keys: int, values: int
+) -> None:
+    coded = headway.apply(step, tiny, threads=1)
     coded.save(tmp_path / "saved")
     again = headway.load(str(tmp_path / "saved"))
     assert again.kv == store
@@ -52,17 +59,19 @@ def test_an_artifact_keeps_it(tiny: LanguageModel, tmp_path: Path, store: str, b
 
 
 @STORES
-def test_its_pages_are_predicted_as_they_are(tiny: LanguageModel, store: str, bits: int) -> None:
+def test_its_pages_are_predicted_as_they_are(
+    tiny: LanguageModel, step: str, store: str, keys: int, values: int
+) -> None:
     target, budget = machine(), Budget.parse("quality>=0.5")
-    recipes = ("int8", f"int8 + kv-{store}")
+    recipes = ("int8", f"int8 + {step}")
     plans = [dry_run(tiny, budget, target, Workload(), Recipe.parse(text), 1) for text in recipes]
     shares = plans[1].owners["kv"] / plans[0].owners["kv"]
     dim = tiny.architecture.head_dim
-    assert shares == pytest.approx((bits / 8 + 4 / dim) / 2)
-    session = headway.apply(f"kv-{store}", tiny, threads=1).runtime.begin(8)
+    assert shares == pytest.approx(((keys + values) / 16 + 4 / dim) / 2)
+    session = headway.apply(step, tiny, threads=1).runtime.begin(8)
     session.feed(np.arange(3, 11))
-    line = 8 // bits  # codes of a byte: keys come in quads of dimensions, values in blocks of 16
-    token = 4 * -(-dim // (4 * line)) + 16 * -(-dim // (16 * line)) + 2 * 4
+    quad, block = 32 // keys, 128 // values  # dimensions of 4 bytes of keys, and of 16 of values
+    token = 4 * -(-dim // quad) + 16 * -(-dim // block) + 2 * 4
     page = 64 * tiny.architecture.kv_heads * token
     assert session.nbytes == page * len(tiny.architecture.layers)
 
@@ -78,8 +87,8 @@ def test_what_cannot_be_is_refused(tiny: LanguageModel) -> None:
 
 
 @STORES
-def test_the_search_takes_it_where_it_saves(tiny: LanguageModel, store: str, bits: int) -> None:
-    system = f"kv-{store}"
+def test_the_search_takes_it_where_it_saves(tiny: LanguageModel, step: str, store: str, keys: int, values: int) -> None:
+    system = step.partition("(")[0]
     found = headway.optimize(tiny, budget="quality>=0.5", minimize="memory", only=[system], time_s=20.0, threads=1)
     assert found.met
-    assert any(system in str(candidate.recipe) for candidate in found.candidates)
+    assert any(step in str(candidate.recipe) for candidate in found.candidates)

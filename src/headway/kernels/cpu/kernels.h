@@ -48,25 +48,30 @@ struct IntTiles {
 //   int4       the same in nibbles, value = scale * (2 code - 15): a byte of K holds quads 2 i (low) and 2 i + 1 of one
 //              key, a byte of V dims i (low) and i + 16 of 32, so that no two keys share one. K and V are rotated:
 //              walsh_block(head_dim) dimensions at a time go through a Walsh-Hadamard transform of length 1
+//   k8v4       keys as in int8, values as in int4
 constexpr int kPageTokens = 64;
 constexpr int kSpanTokens = 512;  // keys whose softmax is accumulated apart, then merged in order
 
-enum PageStore { kPageF32 = 0, kPageF16 = 1, kPageInt8 = 2, kPageInt4 = 3 };
+enum PageStore { kPageF32 = 0, kPageF16 = 1, kPageInt8 = 2, kPageInt4 = 3, kPageK8V4 = 4 };
 struct PageShape {
   int64_t kv_heads, head_dim, padded_dim;
   int store;  // PageStore
 };
-constexpr int kMostCodedDim = 1024;  // dimensions of a head in int8 and int4 pages
-static inline int page_coded(const PageShape* s) { return s->store == kPageInt8 || s->store == kPageInt4; }
+constexpr int kMostCodedDim = 1024;  // dimensions of a head in pages of integers
+static inline int page_coded(const PageShape* s) { return s->store >= kPageInt8; }
+static inline int page_key_bits(const PageShape* s) {
+  return s->store == kPageF32 ? 32 : s->store == kPageF16 ? 16 : s->store == kPageInt4 ? 4 : 8;
+}
+static inline int page_value_bits(const PageShape* s) { return s->store == kPageK8V4 ? 4 : page_key_bits(s); }
 static inline int64_t page_quads(const PageShape* s) { return (s->head_dim + 3) / 4; }
 static inline size_t page_key_bytes(const PageShape* s) {  // all keys of one head
-  if (s->store == kPageInt4) return kPageTokens * 4 * (size_t)((page_quads(s) + 1) / 2);
-  if (s->store == kPageInt8) return kPageTokens * 4 * (size_t)page_quads(s);
-  return kPageTokens * (size_t)s->head_dim * (s->store == kPageF16 ? 2 : 4);
+  const int64_t quads = page_quads(s);
+  if (page_coded(s)) return kPageTokens * 4 * (size_t)(page_key_bits(s) == 4 ? (quads + 1) / 2 : quads);
+  return kPageTokens * (size_t)s->head_dim * (size_t)(page_key_bits(s) / 8);
 }
 static inline size_t page_value_bytes(const PageShape* s) {
-  if (s->store == kPageInt4) return kPageTokens * 16 * (size_t)((s->padded_dim + 16) / 32);
-  return kPageTokens * (size_t)s->padded_dim * (s->store == kPageInt8 ? 1 : s->store == kPageF16 ? 2 : 4);
+  if (page_value_bits(s) == 4) return kPageTokens * 16 * (size_t)((s->padded_dim + 16) / 32);
+  return kPageTokens * (size_t)s->padded_dim * (size_t)(page_value_bits(s) / 8);
 }
 static inline size_t page_head_bytes(const PageShape* s) {
   return page_key_bytes(s) + page_value_bytes(s) + (page_coded(s) ? 2 * kPageTokens * 4 : 0);

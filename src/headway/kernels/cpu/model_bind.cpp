@@ -82,12 +82,12 @@ NativeModel make(const nb::dict& d) {
   c.final_softcap = number<float>(d, "final_softcap");
   c.activation = number<int>(d, "activation");
   const auto kv = nb::cast<std::string>(d["kv"]);
-  const char* const stores[] = {"f32", "f16", "int8", "int4"};  // as PageStore counts them
+  const char* const stores[] = {"f32", "f16", "int8", "int4", "k8v4"};  // as PageStore counts them
   const auto store = std::find(std::begin(stores), std::end(stores), kv);
-  if (store == std::end(stores)) throw nb::value_error("kv must be f32, f16, int8 or int4");
+  if (store == std::end(stores)) throw nb::value_error("kv must be f32, f16, int8, int4 or k8v4");
   c.kv = PageStore(store - std::begin(stores));
   if (c.kv >= kPageInt8 && c.head_dim > kMostCodedDim)
-    throw nb::value_error("int8 and int4 keys take heads of at most 1,024");
+    throw nb::value_error("integer keys take heads of at most 1,024");
   c.exact = number<bool>(d, "exact");
   const int64_t qs = c.heads * c.head_dim, ks = c.kv_heads * c.head_dim;
   std::vector<LayerWeights> layers;

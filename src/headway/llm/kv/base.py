@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from abc import abstractmethod
+from typing import TYPE_CHECKING, TypeVar
 
 from headway.core.model import Model
 from headway.core.system import YES, Context, Costs, Policy, Settings, Verdict, no
@@ -33,7 +34,9 @@ MOST_DIM = 1024
 class CodedKV(KVSystem[S]):
     """Keys and values in integers, by the native store's own kernels."""
 
-    store: ClassVar[KVType]
+    @abstractmethod
+    def store(self, settings: S) -> KVType:
+        """The form of its pages."""
 
     def applies(self, model: Model, target: Target) -> Verdict:
         found = super().applies(model, target)
@@ -43,7 +46,7 @@ class CodedKV(KVSystem[S]):
         return YES if dim <= MOST_DIM else no(f"its heads have {dim} dimensions, the kernel takes {MOST_DIM}")
 
     def plug(self, model: Model, settings: S, context: Context) -> Model:
-        return language(model).with_kv(self.store)
+        return language(model).with_kv(self.store(settings))
 
 
 def language(model: Model) -> LanguageModel:

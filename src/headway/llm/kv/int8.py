@@ -9,6 +9,7 @@ from __future__ import annotations
 from headway.core.card import Card
 from headway.core.system import Settings
 from headway.llm.kv.base import CodedKV
+from headway.llm.runtime import KVType
 
 SYSTEM = Card(
     slug="kv-int8",
@@ -33,4 +34,6 @@ class KVInt8(CodedKV[KVInt8Settings]):
 
     card = SYSTEM
     settings = KVInt8Settings
-    store = "int8"
+
+    def store(self, settings: KVInt8Settings) -> KVType:
+        return "int8"
