@@ -54,11 +54,19 @@ def command(
     cache_per_key: Annotated[
         bool, typer.Option("--cache-per-key", help="Share prompts' pages only under the same API key.")
     ] = False,
+    finetune: Annotated[
+        Path | None,
+        typer.Option("--finetune", help="JSON lines to train low-rank adapters on, in the time that requests leave."),
+    ] = None,
+    adapters: Annotated[
+        Path | None, typer.Option("--adapters", help="Folder for the adapters, written at each step; see --finetune.")
+    ] = None,
     drain: Annotated[str, typer.Option("--drain", help="How long open streams may go on after SIGTERM.")] = "30s",
 ) -> int:
     """Serve models over HTTP as OpenAI does, until SIGTERM or Ctrl-C; streams that are open then finish first."""
     planned = _plan(plan, models, (recipe, budget or None, max_batch_tokens, max_seqs, kv_memory))
-    _check_packages()
+    _check_packages(training=finetune is not None)
+    trained = _training(finetune, adapters, models)
     from headway.core.budget import Budget
     from headway.core.recipe import Recipe
     from headway.optimize.api import read_steps
@@ -85,7 +93,18 @@ def command(
     )
     kv_bytes = None if kv_memory is None else int(_quantity(kv_memory, "--kv-memory", "bytes", "2GB"))
     setups = [
-        Setup(model, recipe, session.threads, session.seed, kv_bytes, max_batch_tokens, max_seqs or 32, ttft, tbt)
+        Setup(
+            model,
+            recipe,
+            session.threads,
+            session.seed,
+            kv_bytes,
+            max_batch_tokens,
+            max_seqs or 32,
+            ttft,
+            tbt,
+            **trained,
+        )
         for model in models or ()
     ]
     if planned is not None:
@@ -138,13 +157,28 @@ def _quantity(text: str, option: str, dimension: str, example: str) -> float:
     return found.value
 
 
-def _check_packages() -> None:
+def _training(data: Path | None, adapters: Path | None, models: list[str] | None) -> dict[str, str]:
+    """The fields of `Setup` that say what is trained; raises `BadInput` for half a job, or one of several models."""
+    if data is None and adapters is None:
+        return {}
+    if data is None or adapters is None:
+        raise BadInput("--finetune and --adapters belong together", "give the examples and the folder for the adapters")
+    if models is None or len(models) != 1:
+        raise BadInput("--finetune trains adapters of one model", "serve that model alone, without --plan")
+    if not data.is_file():
+        raise BadInput(f"--finetune {data}: no such file", "give a file of JSON lines")
+    return {"finetune": str(data.resolve()), "adapters": str(adapters.resolve())}
+
+
+def _check_packages(training: bool) -> None:
     """Raise `Lacking` naming the extra before anything is loaded."""
     from importlib.util import find_spec
 
     for package in PACKAGES:
         if find_spec(package) is None:
             raise need_extra(package, "serve")
+    if training and find_spec("torch") is None:
+        raise need_extra("torch", "torch")
 
 
 class _Shown:

@@ -84,7 +84,9 @@ def _load(wanted: Setup, progress: Progress) -> tuple[Model, list[str]]:
     if wanted.recipe is not None:
         steps += read_steps(wanted.recipe).steps
         model = apply(wanted.recipe, model, threads=wanted.threads, seed=wanted.seed, progress=progress)
-    if model.task == "embedding":  # torch is there in any case
+    if wanted.finetune is not None:
+        as_language(model)
+    if model.task == "embedding" or wanted.finetune is not None:  # torch is there in any case
         use_threads(wanted.threads)
     return model, [str(step) for step in steps]
 

@@ -16,11 +16,12 @@ from headway.core.files import read_bytes
 from headway.core.progress import Progress
 from headway.llm.language_model import LanguageModel
 from headway.llm.native import NativeRuntime
+from headway.serving.schedulers.flexllm import FlexLLMSettings
 from headway.serving.tuning import FineTune, kv_pages, measure_pieces
 from headway.training.adamw import AdamWSettings
 from headway.training.examples import Example, TooLong, prepare
 from headway.training.layer import Remat
-from headway.training.lora import Adapters, LoraSettings
+from headway.training.lora import CONFIG, Adapters, LoraSettings
 from headway.training.token_trainer import TokenTrainer
 
 MOST_BYTES = 1 << 30
@@ -41,6 +42,12 @@ class JobSettings:
     remat: Remat = "light"
     seed: int = 0
 
+    @classmethod
+    def of(cls, s: FlexLLMSettings, seed: int = 0) -> JobSettings:
+        """What a recipe says of the training."""
+        lora, optimiser = LoraSettings(s.rank, s.alpha, s.targets), AdamWSettings(lr=s.lr)
+        return cls(lora, optimiser, s.steps, s.accum, s.max_seq, remat=s.remat, seed=seed)
+
 
 def job(
     model: LanguageModel,
@@ -51,7 +58,8 @@ def job(
 ) -> FineTune:
     """Ready for `Engine(tuning=...)`. After each step the adapters are in `output`, in PEFT's format.
 
-    Raises `BadInput` for a file without examples, a target that is not there, a network the trainer does not cover.
+    Adapters that are there already are trained on, with the rank and targets they have. Raises `BadInput` for a file
+    without examples, a target that is not there, a network the trainer does not cover.
     """
     from headway.llm.trainable import stack_of
 
@@ -64,9 +72,12 @@ def job(
     for warning in warnings:
         progress.note(f"{data}: {warning}")
     stack = stack_of(model)
-    trainer = TokenTrainer(
-        stack, Adapters.fresh(stack, s.lora, s.seed), examples, s.accum, s.steps, s.optimiser, s.remat
-    )
+    if (Path(output) / CONFIG).is_file():
+        adapters = Adapters.load(output, stack)
+        progress.note(f"training goes on from the adapters in {output}")
+    else:
+        adapters = Adapters.fresh(stack, s.lora, s.seed)
+    trainer = TokenTrainer(stack, adapters, examples, s.accum, s.steps, s.optimiser, s.remat)
     longest = trainer.position.length
     windows = sorted({min(size, longest) for size in (*WINDOWS, longest)})
     with progress.task("measuring training"):

@@ -35,6 +35,10 @@ class Setup(Struct, tag="setup"):
     ttft_s: float | None = None
     tbt_s: float | None = None
     prefix: bool = True
+    finetune: str | None = None
+    """File of examples to train adapters on."""
+    adapters: str = ""
+    """Folder they go to."""
 
 
 class Submit(Struct, array_like=True, tag=1):
@@ -148,6 +152,18 @@ class Stats(Struct, array_like=True):
     cached: int
     idle: int
     """Cached pages that nobody uses now."""
+    training: Training | None = None
+
+
+class Training(Struct, array_like=True):
+    """A job beside the requests."""
+
+    step: int
+    steps: int
+    loss: float | None
+    """Mean of the last sequence; None before the first."""
+    trouble: str = ""
+    """Why it stopped, or never runs."""
 
 
 class Stepped(Struct, array_like=True, tag=4):

@@ -11,8 +11,12 @@ from headway.serving.engine import Engine
 from headway.serving.measuring import iteration_time
 from headway.serving.messages import Ready, Setup, TokenizerText
 from headway.serving.schedulers.base import SLO, Limits, Scheduler, scheduler_system
+from headway.serving.schedulers.flexllm import CoServe
+from headway.serving.tuning import FineTune
 
 DEFAULT_SCHEDULER = "sarathi-serve"
+TUNER = "flexllm"
+"""The scheduler where adapters are trained beside the requests."""
 KV_SHARE = 0.25
 """Of the memory that is available, for keys and values, where nobody says how much."""
 BUDGET_FIELDS = ("token_budget", "max_prefill_tokens")
@@ -22,15 +26,27 @@ BUDGET_FIELDS = ("token_budget", "max_prefill_tokens")
 def engine(model: LanguageModel, wanted: Setup, progress: Progress) -> Engine:
     """Raises `BadInput` for a model or a scheduler that cannot be served, `Lacking` without room for one page."""
     runtime = native(model)
+    chosen = scheduler(model, wanted.batch_tokens, DEFAULT_SCHEDULER if wanted.finetune is None else TUNER)
     return Engine(
         model,
-        scheduler(model, wanted.batch_tokens),
+        chosen,
         pages=pages(runtime, wanted),
         cost=iteration_time(model, runtime, wanted.threads, progress),
         limits=Limits(max_seqs=wanted.max_seqs),
         slo=SLO(wanted.ttft_s, wanted.tbt_s),
         prefix=wanted.prefix,
+        tuning=None if wanted.finetune is None else training(model, wanted, chosen, progress),
     )
+
+
+def training(model: LanguageModel, wanted: Setup, chosen: Scheduler, progress: Progress) -> FineTune:
+    """The job that runs beside the requests. Raises `BadInput` for a scheduler that leaves it no time."""
+    from headway.serving.finetune import JobSettings, job
+
+    if not isinstance(chosen, CoServe):
+        raise BadInput(f"{type(chosen).__name__} gives a training job no time", "put flexllm into the recipe")
+    assert wanted.finetune is not None
+    return job(model, wanted.finetune, wanted.adapters, JobSettings.of(chosen.settings, wanted.seed), progress)
 
 
 def native(model: LanguageModel) -> NativeRuntime:
@@ -41,9 +57,9 @@ def native(model: LanguageModel) -> NativeRuntime:
     return runtime
 
 
-def scheduler(model: LanguageModel, batch_tokens: int | None = None) -> Scheduler:
-    """The one that the model carries (a recipe put it there), else `DEFAULT_SCHEDULER`."""
-    slug, given = model.scheduler or (DEFAULT_SCHEDULER, {})
+def scheduler(model: LanguageModel, batch_tokens: int | None = None, otherwise: str = DEFAULT_SCHEDULER) -> Scheduler:
+    """The one that the model carries (a recipe put it there), else the one named `otherwise`."""
+    slug, given = model.scheduler or (otherwise, {})
     system = scheduler_system(slug)
     chosen = dict(given)
     if batch_tokens is not None:

@@ -15,8 +15,9 @@ from headway.llm.sampling import Sampling
 from headway.serving.channel import Channel, Closed
 from headway.serving.engine import Engine
 from headway.serving.grammar import Grammars
-from headway.serving.messages import REFUSED, Cancel, Embed, Stats, Stepped, Submit, Token, to_model
+from headway.serving.messages import REFUSED, Cancel, Embed, Stats, Stepped, Submit, Token, Training, to_model
 from headway.serving.request import Constraint, Event, Request
+from headway.serving.tuning import FineTune
 
 STUCK_S = 0.002
 """How long to wait for a command when there are requests but nothing can run."""
@@ -53,7 +54,8 @@ class _Worker:
         self._refused: list[Token] = []
 
     def run(self) -> None:
-        engine, patience = self._engine, None
+        engine = self._engine
+        patience: float | None = 0.0  # a training job is there before the first request
         while True:
             for body in self._channel.receive(patience):
                 self._take(to_model.decode(body))
@@ -137,4 +139,14 @@ class _Worker:
             state.held_pages,
             cached,
             idle,
+            _training(engine),
         )
+
+
+def _training(engine: Engine) -> Training | None:
+    job = engine.state.tuning
+    if not isinstance(job, FineTune):
+        return None
+    losses = job.trainer.losses
+    trouble = job.error or getattr(engine.scheduler, "starved", "")
+    return Training(job.position.step, job.position.course.steps, losses[-1] if losses else None, trouble)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from headway.serving.http.metrics import Record, levels
+from msgspec.structs import asdict
+
+from headway.serving.http.metrics import Record, levels, training
 from headway.serving.http.served import Served
 
 
@@ -48,6 +50,7 @@ def _model(served: Served, record: Record) -> dict[str, Any]:
         "restarts": record.restarts,
         "refused": record.refused,
         "vanished": served.vanished,
+        "training": None if (job := training(served)) is None else asdict(job),
         "ttft": record.ttft.as_json(),
         "gap": record.gap.as_json(),
     }

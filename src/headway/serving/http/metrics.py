@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from headway.serving.http.backend import Watcher
-from headway.serving.messages import Stats
+from headway.serving.messages import Stats, Training
 
 if TYPE_CHECKING:
     from headway.serving.http.admission import Admission
@@ -115,6 +115,8 @@ class Collector:
         gauging = {name: GaugeMetricFamily(name, what, labels=["model"]) for name, what in gauges.items()}
         ttft = HistogramMetricFamily("headway_ttft_seconds", "time to the first token", labels=["model"])
         gap = HistogramMetricFamily("headway_inter_token_seconds", "time between tokens", labels=["model"])
+        steps = GaugeMetricFamily("headway_finetune_steps", "optimiser steps of the training job", labels=["model"])
+        loss = GaugeMetricFamily("headway_finetune_loss", "mean loss of its last sequence", labels=["model"])
         for name, served in self._models.items():
             record = self._records[name]
             counts = (
@@ -131,9 +133,13 @@ class Collector:
                 counter.add_metric([name], value)
             for gauge, level in zip(gauging.values(), levels(served), strict=True):
                 gauge.add_metric([name], level)
+            if (job := training(served)) is not None:
+                steps.add_metric([name], job.step)
+                if job.loss is not None:
+                    loss.add_metric([name], job.loss)
             for family, found in ((ttft, record.ttft), (gap, record.gap)):
                 family.add_metric([name], _cumulative(found), found.sum)
-        yield from (*counting.values(), *gauging.values(), ttft, gap)
+        yield from (*counting.values(), *gauging.values(), ttft, gap, steps, loss)
 
 
 def levels(served: Served) -> tuple[float, ...]:
@@ -143,6 +149,11 @@ def levels(served: Served) -> tuple[float, ...]:
         return 0, 0, 0, 0 if ready is None else ready.pages, 0, 0, 0.0
     held = stats.held + stats.cached - stats.idle
     return stats.waiting, stats.prefilling, stats.decoding, ready.pages, held, stats.idle, served.admission.wait_s()
+
+
+def training(served: Served) -> Training | None:
+    """The job beside the requests, if there is one."""
+    return None if served.backend.stats is None else served.backend.stats.training
 
 
 def _cumulative(found: Distribution) -> list[tuple[str, float]]:

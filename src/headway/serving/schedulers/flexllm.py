@@ -10,7 +10,7 @@ holds too, for whoever arrives meanwhile.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -45,8 +45,11 @@ SYSTEM = Card(
 )
 
 
+Target = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
 class FlexLLMSettings(Settings):
-    """Settings of co-serving. What is trained, and how, comes with the job."""
+    """Settings of co-serving, and of what is trained; the data comes with the job."""
 
     base: str = Field("sarathi-serve", description="scheduler that decides for inference, with its own defaults")
     slo_ms: float | None = Field(None, gt=0, description="ms of an iteration; default: the server's between tokens")
@@ -54,6 +57,16 @@ class FlexLLMSettings(Settings):
     s_min: int = Field(4, ge=1, description="tokens below which a window is not worth its fixed cost")
     most_tokens: int = Field(512, ge=1, description="tokens of a training window at most (ours)")
     ft_kv_fraction: float = Field(0.2, gt=0, le=1, description="share of the pages that training may hold at most")
+    rank: int = Field(16, ge=1, description="of the adapters")
+    alpha: float = Field(16.0, gt=0, description="an adapter counts alpha / rank times")
+    targets: tuple[Target, ...] = Field(("down_proj",), min_length=1, description="linears that have an adapter")
+    lr: float = Field(1e-4, gt=0, lt=1, description="learning rate of AdamW (ours)")
+    steps: int = Field(100, ge=1, description="optimiser steps")
+    accum: int = Field(8, ge=1, description="sequences of a step")
+    max_seq: int = Field(1024, ge=2, description="tokens of a sequence; longer examples are split")
+    remat: Literal["light", "mlp", "none"] = Field(
+        "light", description="what the way back computes again, to hold less memory"
+    )
 
 
 class CoServe(Scheduler):
