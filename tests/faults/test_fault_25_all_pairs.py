@@ -40,9 +40,11 @@ from headway.optimize.subjects import make_subject
 CPU_S = 0.010
 OF_ONE_MODEL = {"transform", "policy"}
 IN_RECIPES = sorted(
-    slug for slug, found in systems().items() if found.card.kind in OF_ONE_MODEL and found.card.slot != "dispatch"
+    slug
+    for slug, found in systems().items()
+    if found.card.kind in OF_ONE_MODEL and found.card.slot not in ("dispatch", "network")
 )
-"""A dispatcher has a fleet: it says of every model that it does not apply."""
+"""A dispatcher has a fleet, another network is one over images: both say of this model that they do not apply."""
 PARTS = (("*.attention.*", "*.mlp.*", "head"), ("layers.0.*", "layers.1.*", "head"), ("*.{q,k,v}", "*.o", "*.mlp.*"))
 """Patterns that share no site."""
 OVERLAPS = (("*.mlp.*", "layers.0.*"), ("*", "head"), ("*.attention.*", "*.q"), ("layers.{0-1}.*", "*.down"))

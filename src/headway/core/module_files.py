@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from headway.core.errors import BadFile, BadInput, Lacking
 from headway.core.files import explained, open_beneath, write_file
 from headway.core.jsontext import json_text, parse_json
+from headway.core.module_cut import Cut
 from headway.core.module_origin import Origin, build_family, build_python, build_timm, empty_packaged
 from headway.core.module_tree import copy_tree, same_storage_key
 from headway.core.packed_modules import pack, site_kind
@@ -71,6 +72,7 @@ def save_module(model: ModuleModel, folder: Path) -> None:
         "same": same,
         "strides": strides,
         "attachments": sorted(model.attachments),
+        **({"cut": model.cut.as_json()} if model.cut else {}),
     }
     owned = {name: _owned(value) for name, value in values.items()}
     try:
@@ -93,6 +95,7 @@ def load_module(folder: Path, *, module: nn.Module | None = None, allow_code: bo
     try:
         name, task, content = description["name"], description["task"], description["content"]
         same, packed = dict(description["same"]), dict(description["packed"])
+        cut = Cut.from_json(description["cut"]) if "cut" in description else Cut()
         sample = _decode(description["sample"], values)
         weights = {site: _weight(site, entry, values) for site, entry in packed.items()}
         state = {key.removeprefix("tensor:"): value for key, value in values.items() if key.startswith("tensor:")}
@@ -101,13 +104,14 @@ def load_module(folder: Path, *, module: nn.Module | None = None, allow_code: bo
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise BadFile(folder / DESCRIPTION, 0, f"does not describe {VALUES} ({error!r})") from None
     loaded = ModuleModel(
-        _filled(network, weights, state),
+        _filled(cut.of(network) if cut else network, weights, state),
         sample,
         name=name,
         task=task,
         origin=Origin.parse(str(description["origin"])),
         attachments={name: _read(folder, name) for name in description.get("attachments", [])},
         workload=workload,
+        cut=cut,
     )
     if loaded.content_digest() != content:
         raise BadFile(folder / VALUES, 0, f"the values are not those whose digest {DESCRIPTION} holds")

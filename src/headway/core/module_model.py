@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from headway.core.contents import tensor_digest
 from headway.core.errors import BadInput
 from headway.core.model import Model, Site, Task
+from headway.core.module_cut import Cut
 from headway.core.module_origin import NATIVE, Origin, OriginKind
 from headway.core.module_tree import copy_tree, is_ours, same_storage_key, structure_digest
 from headway.core.module_workload import Inputs, ModuleWorkload
@@ -50,11 +51,13 @@ class ModuleModel(Model):
         origin: Origin | None = None,
         attachments: Mapping[str, bytes] | None = None,
         workload: Callable[[ModuleModel], ModuleWorkload] | None = None,
+        cut: Cut | None = None,
     ) -> None:
         """sample: a tensor, a tuple of arguments, or a dict of named ones.
 
         `attachments` are small files an artifact keeps beside the weights (a tokenizer), by file name. `workload`
-        makes the inputs and the quality function that belong to this model. Raises `BadInput` for weights that are
+        makes the inputs and the quality function that belong to this model. `cut`: how `module` is smaller than what
+        its origin builds. Raises `BadInput` for weights that are
         not finite, and for a module that does not run on its sample.
         """
         if not isinstance(module, nn.Module):
@@ -66,6 +69,7 @@ class ModuleModel(Model):
         self.attachments = dict(attachments or {})
         self.sample = arguments(module, sample)
         self.workload_of = workload
+        self.cut = cut or Cut()
         self._module = copy_tree(module, clone_buffers=True).eval()
         _leave_fused_paths(self._module)
         hooked = [name for name, layer in self._module.named_modules() if is_hooked_site(layer)]

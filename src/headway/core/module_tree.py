@@ -15,6 +15,9 @@ from headway.core.contents import PLAIN, Contents, sources
 from headway.core.errors import BadInput
 from headway.core.weight import Weight
 
+_PLAIN = (*PLAIN, dict, list, tuple, set)
+"""What is no weight: asking a protocol takes long."""
+
 
 def copy_tree(
     module: nn.Module,
@@ -32,7 +35,7 @@ def copy_tree(
     memo: dict[int, Any] = {}
     for child in module.modules():
         for held in vars(child).values():
-            if isinstance(held, (Tensor, Weight)):
+            if not isinstance(held, _PLAIN) and isinstance(held, (Tensor, Weight)):
                 memo[id(held)] = held
     for buffer in module.buffers():
         memo[id(buffer)] = buffer.clone() if clone_buffers else buffer

@@ -96,6 +96,8 @@ def apply_recipe(recipe: Recipe, model: Model, context: Context) -> Model:
         with entry(found.card.slug).blamed():
             if isinstance(found, Transform):
                 model = found.apply(model, settings, context)
+                if found.card.slot == "network":  # what follows is calibrated on the network that is there now
+                    context = replace(context, original=model)
             elif isinstance(found, Policy):
                 model = found.plug(model, settings, context)
     return model

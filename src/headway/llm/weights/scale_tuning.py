@@ -16,7 +16,7 @@ Decided: activations are not rounded while tuning, since errors of weights rule 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -36,6 +36,7 @@ from headway.core.weight import F32
 from headway.llm.weights.base import StoredWeight
 from headway.llm.weights.calibration import key_of
 from headway.llm.weights.hadamard import turned
+from headway.training.distil import divergence
 from headway.training.fit import Training, fit
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ class _Tuning:
         for name, layer in layers.items():
             parent, _, last = name.rpartition(".")
             setattr(student.get_submodule(parent), last, layer)
-        away = _divergence(self.model.task)
+        away = divergence(self.model.task)
 
         def lost(arguments: tuple[Any, ...]) -> Tensor:
             with torch.no_grad():
@@ -194,17 +195,6 @@ class _Tuning:
         return after | {
             f"{name} {at}": each for name, layer in layers.items() for at, each in enumerate(layer.stored())
         }
-
-
-def _divergence(task: str) -> Callable[[Tensor, Tensor], Tensor]:
-    if task in ("language", "classification"):
-        return lambda found, wanted: F.kl_div(
-            found.log_softmax(-1).flatten(0, -2),
-            wanted.log_softmax(-1).flatten(0, -2),
-            log_target=True,
-            reduction="batchmean",
-        )
-    return lambda found, wanted: (found - wanted).square().sum() / wanted.square().sum().clamp_min(1e-30)
 
 
 class _Tuned(nn.Module):

@@ -79,11 +79,31 @@ def plain_name(name: str) -> str:
     return name.removesuffix("_") if not name.startswith("__") else name
 
 
-def capture(module: nn.Module, image: Tensor) -> tuple[list[Node], Any]:
-    """Calls in order, and the node (or structure of nodes) that the module gives. Raises `NotNative`."""
+Passed = dict[str, list[tuple[Any, Any]]]
+"""Path of a module -> of each call the arguments and what it gave, nodes in the place of tensors."""
+
+
+def capture(module: nn.Module, image: Tensor, passed: Passed | None = None) -> tuple[list[Node], Any]:
+    """Calls in order, and the node (or structure of nodes) that the module gives. Raises `NotNative`.
+
+    passed: filled in, where it is given.
+    """
     listener = _Listener(module, image)
-    with torch.no_grad(), listener:
-        given = module(image)
+
+    def note(path: str, given: Any, made: Any) -> None:
+        assert passed is not None
+        passed.setdefault(path, []).append((listener.replaced(given), listener.replaced(made)))
+
+    hooks = []
+    if passed is not None:
+        for path, child in module.named_modules():
+            hooks.append(child.register_forward_hook(lambda _, given, made, path=path: note(path, given, made)))
+    try:
+        with torch.no_grad(), listener:
+            given = module(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
     return listener.nodes, listener.replaced(given)
 
 

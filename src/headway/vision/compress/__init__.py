@@ -1,0 +1,1 @@
+"""Smaller networks made of given ones."""
