@@ -46,6 +46,19 @@ def test_adapters_lie_in_the_folder_when_the_job_is_over(tiny_served: LanguageMo
     assert all((found.pairs[site].b == pair.b).all() for site, pair in last.pairs.items())
 
 
+def test_a_limit_that_no_window_holds_is_said(tiny_served: LanguageModel, tmp_path: Path) -> None:
+    tuning = job(tiny_served, written(tmp_path, *LINES), tmp_path / "adapter", JobSettings(steps=1, accum=1))
+    made = scheduler("flexllm")
+    engine = Engine(tiny_served, made, pages=40, cost=COST, slo=SLO(tbt_s=1e-9), tuning=tuning)
+    engine.step()
+    assert tuning.position.tokens == 0 and "raise slo_ms" in made.starved
+    engine.state.slo = SLO(tbt_s=10.0)
+    while engine.active:
+        engine.step()
+        assert not made.starved
+    assert tuning.position.finished
+
+
 @pytest.mark.parametrize(
     "line", ['{"text": 3}', "[]", "{", '{"prompt": "a"}', '{"text": "a", "more": "b"}', "[" * 9999]
 )

