@@ -8,8 +8,10 @@ import hashlib
 import re
 import subprocess
 import sys
+import weakref
 from collections import OrderedDict, defaultdict, deque, namedtuple
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -148,18 +150,66 @@ def test_what_holds_itself_is_told_by_where_it_closes() -> None:
     assert told(ring(3)) == told(ring(3)) != told(ring(2))
 
 
-def test_sets_of_words_are_told_alike_in_every_process() -> None:
-    code = (
-        "from headway.core.contents import Contents;"
-        "print(Contents({}).of([{'a', 'b', 'c', 'd'}, lambda x: x in {'a', 'b', 'c', 'd'}]))"
-    )
+IN_EVERY_PROCESS = """
+import hashlib, torch
+from headway.core.module_tree import structure_digest
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words = [{'a', 'b', 'c', 'd'}, lambda x: x in {'a', 'b', 'c', 'd'}]
+        self.recurrent = torch.nn.ModuleList([torch.nn.LSTM(2, 3), torch.nn.GRU(2, 3), torch.nn.RNN(2, 3)])
+        self.operators = [torch.ops.aten.add, torch.ops.aten.add.Tensor]
+digest = hashlib.sha256()
+structure_digest(Net(), digest)
+print(digest.hexdigest())
+"""
+
+
+def test_words_recurrent_layers_and_operators_are_told_alike_in_every_process() -> None:
     runs = {
         subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": seed}
+            [sys.executable, "-c", IN_EVERY_PROCESS],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={"PYTHONHASHSEED": seed},
         ).stdout
         for seed in ("1", "2")
     }
     assert len(runs) == 1
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_a_loaded_recurrent_network_has_the_fingerprint_of_the_saved_one(kind: Any, tmp_path: Path) -> None:
+    def made(**options: Any) -> ModuleModel:
+        torch.manual_seed(0)
+        return ModuleModel(kind(3, 4, **options), torch.zeros(2, 3))
+
+    saved = made()
+    saved.save(tmp_path)
+    loaded = ModuleModel.load(tmp_path, module=kind(3, 4))
+    assert loaded.fingerprint() == saved.fingerprint() == made().fingerprint()
+    assert made(batch_first=True).fingerprint() != saved.fingerprint()
+    with torch.no_grad():
+        loaded.runtime.weight_hh_l0[0, 0] += 1.0
+    assert ModuleModel(loaded.runtime, loaded.sample).fingerprint() != saved.fingerprint()
+
+
+def test_a_weak_reference_is_told_by_what_it_points_to() -> None:
+    one, other, unknown = Plain(1), Plain(2), Locked()
+    assert told(weakref.ref(one)) == told(weakref.ref(one)) != told(weakref.ref(other))
+    assert Contents({id(one): "a.b"}).of(weakref.ref(one)) == Contents({id(other): "a.b"}).of(weakref.ref(other))
+    assert contents._RUN in told(weakref.ref(unknown))
+
+
+def test_operators_are_told_by_name_those_of_other_libraries_by_this_process() -> None:
+    aten = torch.ops.aten
+    names = {told(each) for each in (aten.add, aten.add.Tensor, aten.add.Scalar, aten.mul.Tensor)}
+    assert len(names) == 4 and not any(contents._RUN in name for name in names)
+    with torch.library._scoped_library("headway_test", "DEF") as library:
+        library.define("twice(Tensor x) -> Tensor")
+        library.impl("twice", lambda x: 2 * x, "CPU")
+        assert contents._RUN in told(torch.ops.headway_test.twice.default)
 
 
 def deep() -> Any:

@@ -11,6 +11,7 @@ import copyreg
 import hashlib
 import secrets
 import sys
+import weakref
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache, partial
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch._ops import OpOverload, OpOverloadPacket
 
 MOST = 100_000
 """Objects looked at below one; an object of more is not taken apart."""
@@ -29,6 +31,11 @@ _RUN = secrets.token_hex(16)
 PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...))
 _VERSIONED = {"torch", "headway", "numpy", *sys.stdlib_module_names}
 """Packages whose source does not change what a network is while their versions stay."""
+_TORCH_OPERATORS = {"aten", "prim", "prims", "quantized", "quantized_decomposed"}
+"""Namespaces of `torch.ops` that torch fills; what stands in others is some library's."""
+DERIVED = {"_flat_weight_refs", "_original_object_hash"}
+"""Attributes that follow from others but differ in each copy or process: a recurrent layer's weak references, which may
+outlive its weights; the salted hash of a transformers generation config."""
 
 
 class Contents:
@@ -91,6 +98,10 @@ class _Walk:
             return self._function(value)
         if isinstance(value, CodeType):
             return self.of((value.co_code, value.co_names, value.co_varnames, value.co_consts))
+        if isinstance(value, weakref.ref):
+            return self.of(value())
+        if isinstance(value, (OpOverload, OpOverloadPacket)) and str(value).partition(".")[0] in _TORCH_OPERATORS:
+            return str(value)  # namespace.operator.overload
         if isinstance(value, partial):
             return self.of((value.func, value.args, value.keywords))
         return self._parts(value)
@@ -115,6 +126,8 @@ class _Walk:
         if isinstance(made, str):
             return _origin(kind.__module__, made)
         maker, arguments, state, items, pairs = (*made, None, None, None)[:5]
+        if type(state) is dict:
+            state = {key: each for key, each in state.items() if key not in DERIVED}
         parts = self.of((kind, maker, arguments, state, list(items or ())))
         return parts + self._pairs(pairs or ())
 

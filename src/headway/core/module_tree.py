@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from headway.core.contents import PLAIN, Contents, sources
+from headway.core.contents import DERIVED, PLAIN, Contents, sources
 from headway.core.errors import BadInput
 from headway.core.weight import Weight
 
@@ -56,8 +56,8 @@ def is_ours(kind: type) -> bool:
     return kind.__module__.split(".")[0] in ("torch", "headway")
 
 
-_INTERNAL = {*vars(nn.Module()), "kernel_calls"}
-"""Attributes that every module has, and what counts while one runs."""
+_INTERNAL = {*vars(nn.Module()), *DERIVED, "kernel_calls"}
+"""Attributes that every module has, what follows from others, and what counts while one runs."""
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 
 

@@ -14,6 +14,7 @@ import transformers
 from tiny_models import VOCAB, tiny_tokenizer, write_gguf
 from transformers import AutoModelForCausalLM
 
+from headway.core.module_model import ModuleModel
 from headway.llm.gguf.model import load_gguf
 from headway.llm.hugging_face import load_folder
 from headway.llm.language_model import LanguageModel
@@ -251,6 +252,20 @@ def test_llama_rope_factors_of_a_gguf_file_are_those_of_the_configuration(tmp_pa
     ours = load_gguf(tmp_path / "m.gguf")
     assert ours.architecture.layers[0].rope.scaling == "factors"
     assert error(model, ours) < 1e-5
+
+
+def test_the_fingerprint_of_a_generative_network_leaves_the_salted_hash_of_its_settings_out() -> None:
+    prints = []
+    for salted, sampled in ((1, False), (2, False), (1, True)):
+        model = random_model("LlamaConfig", {})
+        assert hasattr(model.generation_config, "_original_object_hash")
+        model.generation_config._original_object_hash = salted
+        model.generation_config.do_sample = sampled
+        prints.append(ModuleModel(model, torch.zeros(1, 2, dtype=torch.long)).fingerprint())
+    assert prints[0] == prints[1] != prints[2]
+    with torch.no_grad():
+        next(model.parameters())[0, 0] += 1.0
+    assert ModuleModel(model, torch.zeros(1, 2, dtype=torch.long)).fingerprint() != prints[2]
 
 
 def test_smollm2_gives_the_logits_of_transformers(smollm2: LanguageModel) -> None:
