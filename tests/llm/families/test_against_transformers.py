@@ -15,6 +15,8 @@ from tiny_models import VOCAB, tiny_tokenizer, write_gguf
 from transformers import AutoModelForCausalLM
 
 from headway.core.module_model import ModuleModel
+from headway.llm.families.config import Config
+from headway.llm.families.table import family_named, family_of_config
 from headway.llm.gguf.model import load_gguf
 from headway.llm.hugging_face import load_folder
 from headway.llm.language_model import LanguageModel
@@ -174,6 +176,49 @@ def test_configurations_of_before_version_5_mean_the_same(case: str, tmp_path: P
     assert error(model, load_folder(folder)) < 1e-5
 
 
+SHAPED: dict[str, Any] = {
+    **SIZES,
+    "hidden_size": 128,
+    "num_attention_heads": 64,
+    "head_dim": 6,
+    "bos_token_id": 3,
+    "tie_word_embeddings": True,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 3e4},
+}
+WINDOWS = {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}
+PER_TYPE = {f"{kind}_attention": {"rope_type": "default", "rope_theta": 3e4} for kind in ("full", "sliding")}
+GEMMA3 = {"rope_parameters": PER_TYPE, "sliding_window": 5, "query_pre_attn_scalar": 20, "final_logit_softcapping": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("LlamaConfig", SHAPED),
+        ("MistralConfig", {**SHAPED, "sliding_window": 5}),
+        ("Qwen2Config", {**SHAPED, **WINDOWS}),
+        ("Qwen3Config", {**SHAPED, **WINDOWS}),
+        ("Gemma3TextConfig", {**SHAPED, **GEMMA3}),
+    ],
+)
+def test_a_key_that_is_left_out_means_what_it_means_to_transformers(name: str, settings: dict[str, Any]) -> None:
+    kind = getattr(transformers, name)
+    for left_out in (None, *settings):
+        given = {key: value for key, value in settings.items() if key != left_out}
+        whole = kind(**given).to_dict()
+        family = family_of_config(Config(whole))
+        read = family.from_config(Config({"model_type": kind.model_type, **given}))
+        assert read == family.from_config(Config(whole)), left_out
+    assert family.from_config(Config({"model_type": kind.model_type})) == family.from_config(Config(kind().to_dict()))
+
+
+def test_the_published_gemma3_with_a_vision_tower_leaves_its_heads_to_the_defaults() -> None:
+    said = {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34, "sliding_window": 1024}
+    scaling = {"rope_scaling": {"factor": 8.0, "rope_type": "linear"}}
+    config = Config({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text", **said, **scaling}})
+    arch = family_of_config(config).from_config(config)
+    assert (arch.heads, arch.kv_heads, arch.head_dim, arch.vocab, arch.tied) == (8, 4, 256, 262208, True)
+
+
 def test_a_configuration_without_layer_types_counts_its_sliding_layers_from_the_first(tmp_path: Path) -> None:
     model = random_model(*CASES["qwen2 with a window from layer 1"])
     folder = folder_of(model, tmp_path / "m")
@@ -270,8 +315,6 @@ def test_the_fingerprint_of_a_generative_network_leaves_the_salted_hash_of_its_s
 
 def test_smollm2_gives_the_logits_of_transformers(smollm2: LanguageModel) -> None:
     """The packaged model's exact weights in their network, through the names of their checkpoint."""
-    from headway.llm.families.table import family_named
-
     arch = smollm2.architecture
     config = transformers.LlamaConfig(
         vocab_size=arch.vocab,

@@ -108,8 +108,7 @@ WRONG: list[dict[str, Any]] = [
     {key: value}
     for key in SIZES
     for value in (None, -1, 0, 1 << 31, 1 << 70, 2.5, "8", True, [8], {}, float("nan"))
-    if not (key == "num_key_value_heads" and value is None)  # absent: one for each head
-    and not (key == "max_position_embeddings" and value is None)  # absent: the family's own
+    if not (key == "num_key_value_heads" and value is None)  # one for each head
 ] + [
     {"rms_norm_eps": "1e-5"},
     {"rms_norm_eps": 0},

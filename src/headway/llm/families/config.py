@@ -29,6 +29,10 @@ class Config:
         shown = repr(self.values.get(key))
         return BadInput(f"{self.source}: {key}={shown[:80]} {what}", mend)
 
+    def over(self, defaults: Mapping[str, Any]) -> Config:
+        """The same with `defaults` for the keys that are absent: what a family's published configurations leave out."""
+        return Config({**defaults, **self.values}, self.source)
+
     def part(self, key: str) -> Config:
         """A nested object; an absent one is empty."""
         value = self.values.get(key)

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from headway.llm.families import metadata
 from headway.llm.families.base import Architecture, Layer
 from headway.llm.families.config import Config
 from headway.llm.families.family import PRE_NORMS, Family
 from headway.llm.families.llama import config_sizes
+from headway.llm.families.qwen2 import DEFAULTS as QWEN2
 from headway.llm.families.qwen2 import config_layers
 from headway.llm.gguf.header import Header
 
+DEFAULTS: dict[str, Any] = {**QWEN2, "head_dim": 128}
+"""Of transformers' Qwen3Config."""
+
 
 def from_config(config: Config) -> Architecture:
+    config = config.over(DEFAULTS)
     config.refuse("hidden_act", "silu")
     config.refuse("attention_bias", False)
     return Architecture(
         family="qwen3",
         layers=config_layers(config),
         qk_norm=True,
-        **config_sizes(config, context=32768, head_dim=128),
+        **config_sizes(config),
     )
 
 
