@@ -7,11 +7,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from headway.cli.main import VERBS, main
-from headway.core.errors import BadInput
+from headway.core.errors import BadInput, Lacking
 from headway.core.evidence import Evidence
 from headway.core.ledger import Ledger
 from headway.core.registry import systems
@@ -128,6 +129,24 @@ def test_what_cannot_work_is_refused_before_anything_is_loaded_or_measured(
     assert said.err.startswith("headway: ")
     assert "; " in said.err
     assert [path for path in sorted(Path().iterdir()) if path.name != "__pycache__"] == before
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(BadInput("wrong", "mend it"), 2), (Lacking("none", "get one"), 3), (MemoryError(), 3)]
+)
+@pytest.mark.parametrize("options", [[], ["-v"]])
+def test_v_adds_a_traceback_and_leaves_the_exit_code(
+    error: Exception, code: int, options: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*given: Any, **named: Any) -> Any:
+        raise error
+
+    monkeypatch.setenv("HEADWAY_TRACEBACK", "")
+    monkeypatch.setattr("headway.optimize.api.load", fails)
+    assert main(["generate", "m", "-p", "a", *options]) == code
+    said = capsys.readouterr().err
+    assert said.splitlines()[-1].startswith("headway: ")
+    assert ("Traceback" in said) == bool(options)
 
 
 @pytest.mark.parametrize("words", [["--minimize", "energy"], ["--budget", "energy<=1J"]])

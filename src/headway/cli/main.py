@@ -83,8 +83,7 @@ def _run(verb: str, words: list[str]) -> int:
         with extras_named():
             return _call(verb, words)
     except HeadwayError as error:
-        if os.environ.get("HEADWAY_TRACEBACK"):
-            raise
+        _trace()
         caret = getattr(error, "caret", None)
         if caret is not None and sys.stderr.isatty():
             print(caret(), file=sys.stderr)
@@ -93,8 +92,7 @@ def _run(verb: str, words: list[str]) -> int:
     except BrokenPipeError:
         raise
     except (OSError, MemoryError, RecursionError, TypeError, ValueError) as error:
-        if os.environ.get("HEADWAY_TRACEBACK"):
-            raise
+        _trace()
         said = " ".join(str(error).split())[:300] or type(error).__name__
         print(f"headway: {verb}: {said}; check what was given, or see where with -v", file=sys.stderr)
         return 3 if isinstance(error, MemoryError) else 2
@@ -103,6 +101,14 @@ def _run(verb: str, words: list[str]) -> int:
             raise
         print(f"headway: {error}", file=sys.stderr)
         return 3 if "this machine has only" in str(error) else 2
+
+
+def _trace() -> None:
+    """What `-v` shows above the line that names the error; the exit code is the same without it."""
+    if os.environ.get("HEADWAY_TRACEBACK"):
+        import traceback
+
+        traceback.print_exc()
 
 
 def _call(verb: str, words: list[str]) -> int:
