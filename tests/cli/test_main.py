@@ -19,6 +19,7 @@ from headway.core.registry import systems
 from headway.core.target import Target
 from headway.hardware import probe
 from headway.hardware.machine import read_machine
+from headway.kernels import cpu
 from headway.optimize import api
 from headway.optimize.report import write_report
 from headway.optimize.request import check_output
@@ -147,6 +148,30 @@ def test_v_adds_a_traceback_and_leaves_the_exit_code(
     said = capsys.readouterr().err
     assert said.splitlines()[-1].startswith("headway: ")
     assert ("Traceback" in said) == bool(options)
+
+
+def test_generate_uses_the_threads_it_is_given_and_what_room_the_context_has(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = []
+
+    class Short:
+        name = "short"
+
+        def generate(self, prompt: str, **options: Any) -> str:
+            used.append((cpu.threads(), options["max_tokens"]))
+            return "b"
+
+    monkeypatch.setattr("headway.optimize.api.load", lambda model: Short())
+    monkeypatch.setattr("headway.optimize.load.as_language", lambda model: model)
+    before = cpu.threads()
+    try:
+        for words in (["--threads", "1"], ["--threads", "3", "--max-tokens", "5"]):
+            assert main(["generate", "m", "-p", "a", *words]) == 0
+    finally:
+        cpu.set_threads(before)
+    assert used == [(1, None), (3, 5)]
+    assert capsys.readouterr().out == "\n\n"
 
 
 @pytest.mark.parametrize("words", [["--minimize", "energy"], ["--budget", "energy<=1J"]])

@@ -16,7 +16,10 @@ def command(
     model: Annotated[str, typer.Argument(help="MODEL: a packaged name, folder, .gguf file or artifact.")],
     prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="Text to go on from.")] = None,
     recipe: Annotated[str | None, typer.Option("--recipe", help="Systems to apply first.")] = None,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, max=1_000_000)] = 128,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option("--max-tokens", min=1, max=1_000_000, help="128, or what the context leaves, when not given."),
+    ] = None,
     temperature: Annotated[float, typer.Option("--temperature", min=0.0, max=100.0, help="0: greedy.")] = 0.0,
     top_k: Annotated[int, typer.Option("--top-k", min=0, help="0: off.")] = 0,
     top_p: Annotated[float, typer.Option("--top-p", min=0.0, max=1.0)] = 1.0,
@@ -28,6 +31,7 @@ def command(
     chat: Annotated[bool, typer.Option("--chat", help="Treat the prompt as a user's message (chat template).")] = False,
 ) -> int:
     """Complete a prompt, or chat when there is none and a terminal to talk to."""
+    from headway.kernels import cpu
     from headway.optimize.api import apply, load, read_steps
     from headway.optimize.load import as_language
 
@@ -39,6 +43,7 @@ def command(
         raise BadInput("the prompt is empty", 'give one with -p "..."')
     if recipe is not None:
         read_steps(recipe)
+    cpu.set_threads(session.threads)
     loaded = load(model)
     if recipe is not None:
         loaded = apply(recipe, loaded, threads=session.threads, seed=session.seed, progress=session.progress)
