@@ -109,6 +109,8 @@ EVERYTHING = ",".join(systems())
         (["apply", "lut-gemm(bits=true)", "m", "-o", "out"], "bits=True"),
         (["apply", "lut-gemm(only='[')", "m", "-o", "out"], "open '['"),
         (["apply", "int8", "m", "-o", "file"], "file is no folder"),
+        (["apply", "int8", "m", "-o", "."], ". is the folder you are in"),
+        (["optimize", "m", "-o", ".."], ".. is the folder you are in"),
         (["apply", "int8", "m", "-o", "out", "--data", "fifo.npy"], "no plain file"),
         (["generate", "m", "-p", ""], "the prompt is empty"),
         (["generate", "m", ""], "'' is one argument too many"),
