@@ -38,6 +38,21 @@ def edited(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     (folder / DESCRIPTION).write_text(json.dumps(description))
 
 
+def test_a_network_whose_weight_changes_when_it_is_read_stays_as_it_was(tmp_path: Path) -> None:
+    def normed() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(6, 4)))
+
+    model = ModuleModel(normed(), torch.ones(1, 6))
+    model = model.with_weights({"0": TensorWeight(torch.ones(4, 6).half())})
+    model.save(tmp_path)
+    mine = normed().train()
+    before = {name: value.clone() for name, value in mine.state_dict().items()}
+    loaded = ModuleModel.load(tmp_path, module=mine)
+    assert torch.equal(loaded.run(loaded.sample), model.run(model.sample))
+    assert all(torch.equal(value, before[name]) for name, value in mine.state_dict().items())
+
+
 def test_a_saved_module_is_the_same_module_bit_for_bit(model: ModuleModel, tmp_path: Path) -> None:
     model.save(tmp_path)
     loaded = ModuleModel.load(tmp_path, allow_code=True)

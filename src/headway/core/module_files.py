@@ -160,13 +160,14 @@ def module_of(made: Any, origin: str) -> tuple[nn.Module, Any]:
 
 def _filled(network: nn.Module, weights: Mapping[str, Weight], state: Mapping[str, Tensor]) -> nn.Module:
     """A copy of `network` with packed sites and the saved values; `network` itself keeps its own."""
-    sites = dict(network.named_modules())
+    filled = copy_tree(network, clone_buffers=True)  # first: reading a weight with a spectral norm changes its buffers
+    sites = dict(filled.named_modules())
     replace: dict[str, nn.Module] = {}
     for site, weight in weights.items():
         if site not in sites or site_kind(sites[site]) is None:
             raise BadInput(f"the network has no linear site {site!r}", "bring the network this model was saved from")
         replace[site] = pack(sites[site], weight, site)
-    filled = copy_tree(network, replace, clone_buffers=True)
+    filled = copy_tree(filled, replace)
     try:
         filled.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:
