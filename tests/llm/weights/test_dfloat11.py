@@ -123,11 +123,12 @@ def test_any_module_gives_the_bits_of_its_bfloat16_weights(net, tmp_path):
     assert torch.equal(again.run(x), small.run(x))
 
 
-def test_other_floats_need_the_cast_and_its_loss_is_stated():
+@pytest.mark.parametrize(("dtype", "said"), [(torch.float32, "f32"), (torch.float64, "f64"), (torch.float16, "f16")])
+def test_other_floats_need_the_cast_and_its_loss_is_stated(dtype, said):
     torch.manual_seed(0)
-    model = ModuleModel(Net(), torch.randn(2, 20, 6, 6))
+    model = ModuleModel(Net().to(dtype), torch.randn(2, 20, 6, 6, dtype=dtype))
     with pytest.raises(
-        BadInput, match=r"mix is f32, not bf16; cast=bf16 rounds it, which loses: relative error up to 0\.00"
+        BadInput, match=rf"mix is {said}, not bf16; cast=bf16 rounds it, which loses: relative error up to 0\.00"
     ):
         apply(model)
     made = context()

@@ -135,7 +135,7 @@ class Dfloat11(WeightTransform[Dfloat11Settings]):
             value, loss = bfloat16_bits(weight)
             if loss and settings.cast == "none":
                 raise BadInput(
-                    f"{SYSTEM.slug}: {site.name} is {weight.meta().get('dtype', 'f32')}, not bf16",
+                    f"{SYSTEM.slug}: {site.name} is f{weight.bits_per_weight:.0f}, not bf16",
                     f"cast=bf16 rounds it, which loses: relative error up to {loss:.2g} here",
                 )
             if loss:
