@@ -73,6 +73,38 @@ def test_a_width_stops_early_and_a_time_limit_stops_at_once(machine: Make) -> No
     assert 2 <= compare(arms, rounds=100, time_limit_s=0.5).rounds < 15
 
 
+def counted(here: Machine, *seconds: float) -> tuple[Callable[[], None], list[float]]:
+    """An arm that takes each of the times once and the last from then on, and the times at which it was called."""
+    arms, called = [here.arm(each) for each in seconds], []
+
+    def call() -> None:
+        called.append(here.now)
+        arms[min(len(called), len(arms)) - 1]()
+
+    return call, called
+
+
+@pytest.mark.parametrize(("seconds", "untimed"), [(0.001, 1), (0.02, 0)])
+def test_an_arm_of_several_calls_gets_one_untimed_before_each_sample(
+    seconds: float, untimed: int, machine: Make
+) -> None:
+    here = machine(quiet=True)
+    call, called = counted(here, seconds)
+    read: list[float] = []
+
+    def clock() -> float:
+        read.append(here.now)
+        return here.now
+
+    timing = compare({"a": call}, rounds=4, clock=clock)
+    samples = 2 * timing.rounds  # the baseline's and its second run's
+    starts, ends = read[-2 * samples :: 2], read[-2 * samples + 1 :: 2]
+    outside = sum(end <= at < start for end, start in zip(ends, starts[1:], strict=False) for at in called)
+    inside = [sum(start <= at < end for at in called) for start, end in zip(starts, ends, strict=True)]
+    assert inside == [timing.calls["a"]] * samples
+    assert outside == untimed * (samples - 1)
+
+
 def test_a_wide_interval_goes_on_to_the_end(machine: Make) -> None:
     here = machine(0, jitter=0.3)
     assert compare({"a": here.arm(0.01), "b": here.arm(0.01)}, rounds=40, width=0.01).rounds == 40
