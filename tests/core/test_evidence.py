@@ -112,7 +112,18 @@ def test_an_interval_without_bounds_survives_as_unknown() -> None:
     evidence.ratios.append(Ratio("tpot_s", "b", "a", 0.9, 0.0, math.inf, 3, math.inf, "none"))
     again = Evidence.from_json(json.loads(json.dumps(evidence.to_json())))
     assert math.isnan(again.ratios[0].high) and again.ratios[0].noise_floor is None
-    assert "nan" in again.table()
+    assert again.table() == evidence.table()
+    assert "tpot_s: b / a = 0.900, 3 pairs: too few to say" in again.table()
+
+
+def test_a_timing_of_one_pair_says_so_in_text_and_in_json() -> None:
+    timing = Timing("a", 0, {"a": [3.0], "b": [1.5], AGAIN: [3.0]}, {}, [("a", "b", AGAIN)])
+    evidence = make()
+    evidence.add_timing("latency_s", timing)
+    assert "b / a = 0.500 (1.5 s against 3 s), 1 pair: too few to say" in evidence.table()
+    (ratio,) = json.loads(json.dumps(evidence.to_json()))["ratios"]
+    assert (ratio["pairs"], ratio["verdict"], ratio["high"], ratio["noise_floor"]) == (1, "too few pairs", None, None)
+    assert timing.comparison("b").text() == "b / a: time 0.500 (1 pair: too few to say)"
 
 
 def test_a_file_comes_back_and_a_damaged_one_names_itself(tmp_path: Path) -> None:

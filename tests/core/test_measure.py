@@ -73,6 +73,17 @@ def test_a_width_stops_early_and_a_time_limit_stops_at_once(machine: Make) -> No
     assert 2 <= compare(arms, rounds=100, time_limit_s=0.5).rounds < 15
 
 
+def test_below_the_fewest_rounds_patience_is_the_limit(machine: Make) -> None:
+    def rounds(**limits: float) -> int:
+        here = machine(quiet=True)
+        return compare({"a": here.arm(3.0), "b": here.arm(3.0)}, rounds=40, fewest=7, **limits).rounds
+
+    assert rounds(time_limit_s=12.0) == 1
+    assert rounds(time_limit_s=12.0, patience_s=30.0) == 3
+    assert rounds(time_limit_s=12.0, patience_s=300.0) == 7
+    assert rounds(time_limit_s=90.0, patience_s=12.0) == 10
+
+
 def counted(here: Machine, *seconds: float) -> tuple[Callable[[], None], list[float]]:
     """An arm that takes each of the times once and the last from then on, and the times at which it was called."""
     arms, called = [here.arm(each) for each in seconds], []
@@ -82,6 +93,22 @@ def counted(here: Machine, *seconds: float) -> tuple[Callable[[], None], list[fl
         arms[min(len(called), len(arms)) - 1]()
 
     return call, called
+
+
+def test_a_slow_arm_is_warmed_up_by_one_call(machine: Make) -> None:
+    here = machine(quiet=True)
+    (a, a_called), (b, b_called) = counted(here, 3.0), counted(here, 2.0)
+    compare({"a": a, "b": b}, rounds=1)
+    assert (len(a_called), len(b_called)) == (3, 2), "the baseline runs twice in a round"
+    assert compare({"a": here.arm(0.02)}, rounds=2, warmup=0).rounds == 2
+
+
+def test_an_arm_whose_first_call_alone_is_slow_is_averaged_like_the_others(machine: Make) -> None:
+    here = machine(quiet=True)
+    timing = compare({"a": here.arm(0.001), "b": counted(here, 3.0, 0.001)[0]}, rounds=6)
+    assert timing.calls == {"a": 5, "b": 5, AGAIN: 5}
+    assert timing.rounds == len(timing.samples["b"]) == 6
+    assert timing.median_s("b") == pytest.approx(0.001)
 
 
 @pytest.mark.parametrize(("seconds", "untimed"), [(0.001, 1), (0.02, 0)])

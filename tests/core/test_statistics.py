@@ -68,7 +68,8 @@ def test_constant_ratios_give_a_point_and_no_nan() -> None:
 def test_too_few_pairs_say_nothing(n: int) -> None:
     found = median_ratio([2.0] * n, [1.0] * n)
     assert (found.low, found.high) == (0.0, math.inf)
-    assert verdict(found) == "none"
+    assert verdict(found) == "too few pairs"
+    assert found.text().endswith(f"({n} {'pair' if n == 1 else 'pairs'}: too few to say)")
     assert noise_floor(found) == math.inf
 
 

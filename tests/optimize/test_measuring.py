@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headway.core.cache import StepCache
 from headway.core.evidence import Evidence
 from headway.core.measure import Timing
 from headway.core.progress import Progress
@@ -70,6 +72,52 @@ def test_rounds_under_different_load_give_times_that_compare(first: float, secon
         measured = bench.measure([Candidate(recipe)], 1)[0].measured
         assert measured["tpot_s"] == pytest.approx(1.25 * seconds[str(recipe)])
         assert measured["throughput_tok_s"] == pytest.approx(1 / measured["tpot_s"])
+
+
+class Slow(Stub):
+    """A model whose forward pass takes three seconds of a clock of its own."""
+
+    cache: StepCache | None = None
+    seed = 0
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.model = self
+
+    def clocks(self, model: Any) -> dict[str, Any]:
+        return {"latency_s": (self.wait, 1)}
+
+    def wait(self) -> None:
+        self.now += 3.0
+
+
+@pytest.mark.parametrize(("patience_s", "pairs"), [(100.0, 7), (30.0, 3)])
+def test_a_slow_model_is_timed_for_as_many_pairs_as_say_something(
+    patience_s: float, pairs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Slow()
+    monkeypatch.setattr("headway.core.measure.time.perf_counter", lambda: slow.now)
+    monkeypatch.setattr(Bench, "model", lambda self, recipe: slow)
+    bench = Bench(slow, slow, patience_s=patience_s)  # type: ignore[arg-type]
+    timing, _ = bench.timings({"winner": INT8}, 40, "proof")["latency_s"]
+    assert timing.rounds == pairs
+
+
+def test_a_longer_time_times_a_slow_model_again_and_the_same_time_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Slow()
+    slow.cache = StepCache(tmp_path)
+    monkeypatch.setattr("headway.core.measure.time.perf_counter", lambda: slow.now)
+    monkeypatch.setattr(Bench, "model", lambda self, recipe: slow)
+    monkeypatch.setattr(Bench, "_key", lambda self, cache, *parts: cache.key(*parts))
+    pairs = []
+    for patience_s in (30.0, 30.0, 100.0, 30.0, 100.0):
+        before = slow.now
+        bench = Bench(slow, slow, patience_s=patience_s)  # type: ignore[arg-type]
+        timing, _ = bench.timings({"winner": INT8}, 40, "proof")["latency_s"]
+        pairs.append((timing.rounds, slow.now > before))
+    assert pairs == [(3, True), (3, False), (7, True), (3, False), (7, False)]
 
 
 def test_a_search_never_sees_what_the_proof_is_scored_on() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import statistics
 import sys
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from headway.core.decode import check_schema, decode
 from headway.core.files import atomic_write_json, read_json
 from headway.core.jsontext import plain
+from headway.core.statistics import too_few
 from headway.core.units import show
 
 if TYPE_CHECKING:
@@ -49,9 +51,12 @@ class Ratio:
     high: float
     pairs: int
     noise_floor: float | None
-    """Largest relative difference the baseline showed against itself; None where it was not run twice."""
+    """Largest relative difference the baseline showed against itself; None where it was not run twice.
+
+    Infinite, and so null in JSON, for too few pairs.
+    """
     verdict: str
-    """`faster`, `slower` or `none`; for a quality `better`, `worse` or `none`."""
+    """`faster`, `slower`, `none` or `too few pairs`; for a quality `better`, `worse` or `none`."""
 
 
 @dataclass(frozen=True)
@@ -190,11 +195,12 @@ class Evidence:
         lines = [f"{self.experiment} {self.subject} on {machine}, {self.threads} threads, {self.made_at}"]
         for ratio in self.ratios:
             floor = "not measured" if ratio.noise_floor is None else f"±{100 * ratio.noise_floor:.1f}%"
-            lines.append(
-                f"  {ratio.measurement}: {ratio.candidate} / {ratio.baseline} = {ratio.value:.3f} "
-                f"[{ratio.low:.3f}, {ratio.high:.3f}]{self._medians(ratio)}, {ratio.pairs} pairs, "
-                f"noise floor {floor}: {ratio.verdict}"
-            )
+            said = f"  {ratio.measurement}: {ratio.candidate} / {ratio.baseline} = {ratio.value:.3f}"
+            if math.isfinite(ratio.high):
+                said += f" [{ratio.low:.3f}, {ratio.high:.3f}]{self._medians(ratio)}, {ratio.pairs} pairs, "
+                lines.append(f"{said}noise floor {floor}: {ratio.verdict}")
+            else:
+                lines.append(f"{said}{self._medians(ratio)}, {too_few(ratio.pairs)}")
         for name, value in self.quality.items():
             lines.append(f"  {name} = {value:.4f}")
         for bar in self.bars:

@@ -28,11 +28,17 @@ FEWEST_ROUNDS = 15
 ALIKE = 2.0
 """Arms whose speeds differ by no more than this factor average the same number of calls."""
 
+FASTER = 2.5
+"""A first sample this many times shorter than `min_time_s` says that the arm's speed was found wrong."""
+
 BATCHES, BATCH_S = 15, 5e-5
 """How an arm's speed is found before the rounds: the fastest of at most so many batches, each at least this long."""
 
 DEAR = 4
 """Calls that take this many times `min_time_s` are averaged one by one anyway, so their speed need not be known."""
+
+SLOW_S = 1.0
+"""A first call this long is not made again to warm up."""
 
 Call = Callable[[], object]
 
@@ -52,6 +58,8 @@ class Comparison:
     verdict: Verdict
 
     def text(self) -> str:
+        if self.verdict == "too few pairs":
+            return f"{self.candidate} / {self.baseline}: time {self.ratio.text()}"
         floor = "not measured" if self.noise_floor is None else f"±{100 * self.noise_floor:.1f}%"
         return f"{self.candidate} / {self.baseline}: time {self.ratio.text()}, noise floor {floor}: {self.verdict}"
 
@@ -124,6 +132,8 @@ def compare(
     aa: bool | Call = True,
     width: float | None = None,
     time_limit_s: float | None = None,
+    fewest: int = 1,
+    patience_s: float | None = None,
     settle_s: float = 0.0,
     clock: Callable[[], float] | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -132,12 +142,14 @@ def compare(
 
     candidates: name -> what to run; `baseline` names the one to compare with (the first, when not given). A device
     that works in the background must be waited for inside the callable.
-    rounds: samples per arm. min_time_s: a sample averages as many calls as fill it (fixed after `warmup` calls; arms
-    of about the same speed take the same number); an arm that needs several calls gets one untimed call before each
-    sample, so that the sample sees its own steady state and not its predecessor's caches.
+    rounds: samples per arm. min_time_s: a sample averages as many calls as fill it (fixed after `warmup` calls, of
+    which one of a second or more is enough; arms of about the same speed take the same number); an arm that needs
+    several calls gets one untimed call before each sample, so that the sample sees its own steady state and not its
+    predecessor's caches.
     aa: also run the baseline as the arm `again`; give a callable to run that (a second copy) instead.
     width: stop once every ratio's interval is narrower than this (0.02 = 2%), looked at every few rounds.
-    time_limit_s: start no further round after so many seconds, however few were run.
+    time_limit_s: start no further round after so many seconds, however few were run; with `patience_s`, below
+    `fewest` rounds only after that many.
     settle_s: pause before each sample, where an arm's threads may go on spinning after it has returned.
     clock: seconds; by default the wall's. `time.thread_time` leaves out what other processes took, for arms that run
     in this thread alone.
@@ -152,16 +164,27 @@ def compare(
         arms[AGAIN] = aa if callable(aa) else arms[baseline]
     generator = random.Random(seed)
     timing = Timing(baseline, seed, {name: [] for name in arms}, {}, conditions=conditions())
-    deadline = time.perf_counter() + time_limit_s if time_limit_s is not None else float("inf")
+    began = time.perf_counter()
+    limit_s = math.inf if time_limit_s is None else time_limit_s
+    longest_s = limit_s if patience_s is None else max(limit_s, patience_s)
     switches = _preemptions()
     collecting = gc.isenabled()
     try:
         timing.calls = _calls(arms, baseline, warmup, min_time_s, clock)
         gc.disable()
-        while timing.rounds < rounds and (time.perf_counter() < deadline or not timing.rounds):
+        settled = False
+        while timing.rounds < rounds:
+            spent_s = time.perf_counter() - began
+            if timing.rounds and spent_s >= (longest_s if timing.rounds < fewest else limit_s):
+                break
             check()
             order = tuple(generator.sample(sorted(arms), len(arms)))
             taken = {name: _sample(arms[name], timing.calls[name], settle_s, clock) for name in order}
+            if not settled and any(s * timing.calls[name] < min_time_s / FASTER for name, s in taken.items()):
+                timing.calls = _calls(arms, baseline, warmup, min_time_s, clock)  # what was slow was its first call
+                settled = True
+                continue
+            settled = True
             for name, seconds in taken.items():  # a round counts whole or not at all
                 timing.samples[name].append(seconds)
             timing.orders.append(order)
@@ -201,7 +224,8 @@ def _calls(
     An arm about as fast as the baseline takes the baseline's number: samples of unequal length meet unequal numbers
     of preemptions, and identical arms would differ.
     """
-    fastest = {name: _fastest(arm, warmup, min_time_s, clock) for name, arm in arms.items()}
+    speeds = {id(arm): _fastest(arm, warmup, min_time_s, clock) for arm in {id(a): a for a in arms.values()}.values()}
+    fastest = {name: speeds[id(arm)] for name, arm in arms.items()}
     calls = {name: max(1, math.ceil(min_time_s / seconds * (1 - 1e-6))) for name, seconds in fastest.items()}
     same = calls[baseline]
     return {name: same if same / ALIKE <= own <= same * ALIKE else own for name, own in calls.items()}
@@ -209,7 +233,10 @@ def _calls(
 
 def _fastest(arm: Call, warmup: int, min_time_s: float, clock: Callable[[], float]) -> float:
     """Seconds per call, the least of many batches too short to be preempted often; a dear arm is only warmed up."""
-    best = min(_timed(arm, 1, clock) for _ in range(warmup + 1))
+    best = _timed(arm, 1, clock)
+    if best >= SLOW_S:
+        return best
+    best = min([best, *(_timed(arm, 1, clock) for _ in range(warmup))])
     if best >= DEAR * min_time_s:
         return best
     calls = 1

@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
-Verdict = Literal["faster", "slower", "none"]
+Verdict = Literal["faster", "slower", "none", "too few pairs"]
 
 LEVEL = 0.95
 SAME = 1e-9
@@ -61,7 +61,14 @@ class Interval:
         return Interval(function(self.value), ends[0], ends[1], self.n, self.level)
 
     def text(self, digits: int = 3) -> str:
+        if not math.isfinite(self.width):
+            return f"{self.value:.{digits}f} ({too_few(self.n)})"
         return f"{self.value:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+
+
+def too_few(pairs: int) -> str:
+    """What is said in place of an interval that `pairs` are too few for."""
+    return f"{pairs} {'pair' if pairs == 1 else 'pairs'}: too few to say"
 
 
 def fewest_pairs(level: float = LEVEL) -> int:
@@ -142,6 +149,8 @@ def noise_floor(again: Interval) -> float:
 
 def verdict(ratio: Interval, floor: float = 0.0) -> Verdict:
     """`faster` or `slower` for a ratio of times whose interval excludes 1 and whose value is beyond the floor."""
+    if not math.isfinite(ratio.width):
+        return "too few pairs"
     if ratio.high < 1 and 1 / ratio.value - 1 > floor:
         return "faster"
     if ratio.low > 1 and ratio.value - 1 > floor:

@@ -22,6 +22,8 @@ from headway.optimize.subject import Split, Subject
 BASELINE = "baseline"
 WINNER = "winner"
 UNMODIFIED = Recipe()
+FEWEST = 7
+"""Pairs that a timing goes on for beyond its time: fewer say nothing."""
 KEPT_MODELS = 10
 """Applied models kept in memory at once."""
 
@@ -35,6 +37,8 @@ class Bench:
     rounds: int = 24
     metrics_limit_s: float = 12.0
     """Seconds one interleaved timing may take for each metric."""
+    patience_s: float = 60.0
+    """Seconds it may take for the first `FEWEST` pairs."""
     models: dict[str, Model] = field(default_factory=dict)
     first_s: dict[str, float] = field(default_factory=dict)
     """Metric -> seconds of the unmodified model when it was first measured."""
@@ -76,7 +80,7 @@ class Bench:
 
             def measure(metric: str = metric) -> dict[str, Any]:
                 clocks = {name: self.subject.clocks(self.model(recipe))[metric] for name, recipe in arms.items()}
-                fewer = max(7, rounds // 3) if metric == "ttft_s" else rounds
+                fewer = max(FEWEST, rounds // 3) if metric == "ttft_s" else rounds
                 with self.context.progress.task(f"timing {metric} of {len(arms)} models, interleaved", fewer) as task:
                     timing = compare(
                         {name: call for name, (call, _) in clocks.items()},
@@ -84,13 +88,18 @@ class Bench:
                         baseline=BASELINE,
                         seed=self.context.seed,
                         warmup=1,
+                        fewest=FEWEST,
+                        patience_s=self.patience_s,
                         time_limit_s=self.metrics_limit_s * (1 + len(arms) / 2),
                         progress=lambda done, total: task.advance(),
                     )
-                return {**plain(timing), "units": clocks[BASELINE][1]}
+                return {**plain(timing), "units": clocks[BASELINE][1], "patience_s": self.patience_s}
 
             made_of = {name: str(recipe) for name, recipe in arms.items()}
             document = self._cached("timing", measure, metric, made_of, rounds, purpose)
+            if len(document["orders"]) < FEWEST and document.get("patience_s", 0.0) < self.patience_s:
+                document = self._cached("timing", measure, metric, made_of, rounds, purpose, self.patience_s)
+            document.pop("patience_s", None)
             units = document.pop("units")
             found[metric] = (Timing(**document), units)
         return found

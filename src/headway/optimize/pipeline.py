@@ -43,6 +43,10 @@ SPACE = 0.5
 """Share of the time that is left for measuring when no further options are tried."""
 TIMING = 0.05
 """Share of the time that one interleaved timing may take, and half as much again for each arm."""
+PATIENCE = 0.3
+"""Share that it may take for its first pairs, without which a slow model's times say nothing."""
+PATIENCE_ALONE = 0.6
+"""The same where no search waits for it."""
 PROOF_ROUNDS = 40
 LEAST_LOSS = 1e-3
 """-ln quality below which a candidate says nothing of the losses predicted."""
@@ -110,7 +114,9 @@ class Search:
         )
         deadline = request.began + request.time_s
         corrections = Corrections(power=subject.loss_power)
-        bench = Bench(subject, context, metrics_limit_s=min(Bench.metrics_limit_s, TIMING * request.time_s))
+        patience_s = (PATIENCE if request.searches else PATIENCE_ALONE) * request.time_s
+        limit_s = min(Bench.metrics_limit_s, TIMING * request.time_s)
+        bench = Bench(subject, context, metrics_limit_s=limit_s, patience_s=patience_s)
         # Opened now: a home that cannot be written is found before minutes of measuring.
         search = cls(request, subject, context, bench, deadline, Ledger.open(), corrections=corrections)
         if request.searches:

@@ -204,7 +204,7 @@ def floor_text(floor: float | None) -> str:
 
 def _ratio(ratio: Ratio) -> Json:
     floor = ratio.floor if ratio.floor is not None and ratio.floor != float("inf") else 0.0
-    standing = {"faster": "better", "slower": "worse"}.get(ratio.verdict, ratio.verdict)
+    standing = {"faster": "better", "slower": "worse", "too few pairs": "none"}.get(ratio.verdict, ratio.verdict)
     return {
         "label": metric(ratio.metric).label if ratio.label == "" else ratio.label,
         "value": ratio.value,

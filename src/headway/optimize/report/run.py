@@ -77,7 +77,7 @@ class Ratio:
     floor: float | None
     """Relative difference that A against A leaves possible: 0.02 is 2%; None where it was not measured."""
     verdict: str
-    """`faster`, `slower`, `better`, `worse` or `none`."""
+    """`faster`, `slower`, `better`, `worse`, `none` or `too few pairs`."""
     label: str = ""
     """How the row is called; empty: by its metric."""
 
