@@ -10,7 +10,6 @@ from headway.llm.families.config import Config
 from headway.llm.families.family import PRE_NORMS, Family
 from headway.llm.gguf.header import Header
 
-
 DEFAULTS: dict[str, Any] = {
     "vocab_size": 32000,
     "hidden_size": 4096,

@@ -10,6 +10,7 @@ from headway.llm.families.config import Config
 from headway.llm.families.family import PRE_NORMS, Family
 from headway.llm.families.llama import DEFAULTS as LLAMA
 from headway.llm.families.llama import config_sizes
+from headway.llm.gguf.header import Header
 
 DEFAULTS: dict[str, Any] = {
     **LLAMA,
@@ -23,7 +24,6 @@ DEFAULTS: dict[str, Any] = {
     "eos_token_id": None,
 }
 """Of transformers' Qwen2Config."""
-from headway.llm.gguf.header import Header
 
 
 def config_layers(config: Config) -> tuple[Layer, ...]:
