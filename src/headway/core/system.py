@@ -240,6 +240,21 @@ class Transform(System[S]):
     def apply(self, model: Model, settings: S, context: Context) -> Model: ...
 
 
+class NetworkTransform(Transform[S]):
+    """A transform of the slot `network`: another network of the same function, at a part of the cost.
+
+    It takes minutes, so that a search asks before: what would be left, and which settings the time suffices for.
+    """
+
+    @abstractmethod
+    def shares(self, settings: S) -> Mapping[str, float]:
+        """Metric (`latency_s`, `size_bytes`, `memory_bytes`) -> share of the original's that is expected to be left."""
+
+    @abstractmethod
+    def fitted(self, model: Model, settings: S, context: Context, seconds: float) -> Mapping[str, Any] | None:
+        """What to set besides, so that `apply` takes so long at most; None where it takes longer whatever is set."""
+
+
 class Policy(System[S]):
     """Kind `policy`: a behaviour of a runtime slot while it runs."""
 

@@ -39,9 +39,13 @@ def calibrates(recipe: Recipe) -> bool:
     return any(not isinstance(found, WeightTransform) or found.calibrates(settings) for found, settings in steps)
 
 
-def check_sites(recipe: Recipe, model: Model) -> None:
-    """Raise `BadInput` for a step that takes no site of this model or names none, and for two that take the same."""
+def check_sites(recipe: Recipe, model: Model, *, named: bool = True) -> None:
+    """Raise `BadInput` for a step that takes no site of this model or names none, and for two that take the same.
+
+    named: whether every pattern has to name a site.
+    """
     takers: dict[str, str] = {}
+    apart = any(found.card.slot == "network" for found, _ in prepared(recipe))  # decided on the network it makes
     for step, (found, settings) in zip(recipe.steps, prepared(recipe), strict=True):
         if not isinstance(settings, WeightSettings):
             continue
@@ -50,14 +54,14 @@ def check_sites(recipe: Recipe, model: Model) -> None:
         known = [site.name for site in model.sites()]
         if known:
             lost = [p for p in (*settings.only, *settings.skip) if not any(matches(name, [p]) for name in known)]
-            if lost:
+            if lost and named:
                 near = nearest(lost[0], known)
                 mend = f"did you mean {near!r}?" if near else f"sites are: {', '.join(known[:4])} ..."
                 raise BadInput(f"{step}: {lost[0]!r} is no site of {model.name}", mend)
             if not names:
                 raise BadInput(f"{step} takes no site of {model.name}", f"sites are: {', '.join(known[:4])} ...")
         twice = [name for name in names if name in takers]
-        if twice:
+        if twice and not apart:
             raise BadInput(
                 f"recipe: {takers[twice[0]]} and {step} both take {_some(twice)}",
                 "a site holds one weight: give each step its own with only= and skip=",
@@ -92,12 +96,13 @@ def apply_recipe(recipe: Recipe, model: Model, context: Context) -> Model:
     """The model with the recipe applied; raises `BadInput` for anything that cannot be, before anything is changed."""
     check(recipe, model, context.target)
     context = replace(context, original=context.original or model)
-    for found, settings in prepared(recipe):
+    for at, (found, settings) in enumerate(prepared(recipe), 1):
         with entry(found.card.slug).blamed():
             if isinstance(found, Transform):
                 model = found.apply(model, settings, context)
                 if found.card.slot == "network":  # what follows is calibrated on the network that is there now
                     context = replace(context, original=model)
+                    check_sites(Recipe(recipe.steps[at:]), model, named=False)
             elif isinstance(found, Policy):
                 model = found.plug(model, settings, context)
     return model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -50,6 +51,11 @@ class LanguageSubject:
             )
         self.prompt_tokens = min(workload.prompt_tokens, max(1, room // 2))
         self.user = user_function(workload.quality) if ":" in workload.quality else None
+
+    def on(self, model: LanguageModel) -> LanguageSubject:
+        made = copy.copy(self)
+        made.model = model
+        return made
 
     def describe(self) -> Mapping[str, Any]:
         return self._described

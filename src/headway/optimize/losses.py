@@ -63,7 +63,7 @@ def make_space(subject: Subject, context: Context, request: Request, until: floa
             continue
         if entry.card.kind not in ("transform", "policy") or entry.card.slot in fixed:
             continue
-        if not SLOTS[entry.card.slot].searched:
+        if not SLOTS[entry.card.slot].searched or entry.card.slot == "network":  # a search stands on a network
             continue
         if any(compatibility.clash(systems()[step.system].card, entry.card) for step in request.recipe.steps):
             continue

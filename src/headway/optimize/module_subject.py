@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -28,6 +29,8 @@ class ModuleSubject:
 
     def __init__(self, model: ModuleModel, workload: Workload) -> None:
         self.model = model
+        self.original = model
+        """What quality is judged against."""
         self.workload = workload
         self.data: ModuleWorkload = workload.data if workload.data is not None else model.workload()
         self._originals: dict[tuple[Split, int], Any] = {}
@@ -36,6 +39,12 @@ class ModuleSubject:
         """The user's own."""
         if ":" in workload.quality:
             self._judge = user_function(workload.quality)
+
+    def on(self, model: ModuleModel) -> ModuleSubject:
+        made = copy.copy(self)
+        made.model = model
+        made.__dict__.pop("trace", None)
+        return made
 
     def describe(self) -> Mapping[str, Any]:
         return {
@@ -75,7 +84,7 @@ class ModuleSubject:
 
     def _original(self, inputs: tuple[Any, ...]) -> Any:
         try:
-            return self.model.run(inputs)
+            return self.original.run(inputs)
         except Exception as error:  # whatever the user's network raises
             shapes = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in inputs if isinstance(t, torch.Tensor))
             raise BadInput(

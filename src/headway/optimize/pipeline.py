@@ -9,16 +9,17 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from headway.core.budget import Budget
 from headway.core.cache import StepCache
 from headway.core.evidence import Evidence
 from headway.core.ledger import Ledger
 from headway.core.recipe import Recipe, Step
 from headway.core.registry import systems
-from headway.core.system import Context
+from headway.core.system import Context, NetworkTransform
 from headway.hardware.correct import Run as MeasuredRun
 from headway.hardware.correct import learn
 from headway.optimize.candidate import Candidate, choose, pareto, violations, worst_miss
@@ -41,6 +42,9 @@ WORTH = 0.01
 ROUNDS = 4
 SPACE = 0.5
 """Share of the time that is left for measuring when no further options are tried."""
+NETWORK = 0.5
+"""Share of the time left that making a smaller network may take."""
+QUALITIES = ("quality", "kl", "top1_agreement")
 TIMING = 0.05
 """Share of the time that one interleaved timing may take, and half as much again for each arm."""
 PATIENCE = 0.3
@@ -58,15 +62,12 @@ def optimize(request: Request) -> Result:
     request = search.request
     baseline = search.measure([Candidate(UNMODIFIED)])[0]
     if not search.recall():
-        space = make_space(search.subject, search.context, request, search.deadline - SPACE * request.time_s)
-        search.learn()
-        search.explore(space)
-        while search.goes_on():
-            proposals = search.promising(space)
-            if not proposals:
-                break
-            search.measure(search.halve(proposals))
-            search.learn()
+        if search.fixed_network:
+            search.stand_on(search.network)
+        search.explore_and_measure()
+        while smaller := search.smaller():
+            search.stand_on(smaller)
+            search.explore_and_measure()
         search.remember()
     winner, met, evidence = search.prove()
     baseline = baseline.with_measured(**search.bench.baseline_then)
@@ -100,6 +101,12 @@ class Search:
     rounds: int = 0
     training: Recipe = field(default_factory=Recipe)
     """Steps of the fixed part that train what was chosen: minutes each, so that only the winner takes them."""
+    network: Recipe = field(default_factory=Recipe)
+    """Steps that make the network on which the search stands; none: the unmodified one."""
+    fixed_network: bool = False
+    """Whether the user chose it."""
+    here: list[Candidate] = field(default_factory=list)
+    """Of those measured, what stands on this network; the network alone first."""
 
     @classmethod
     def begin(cls, request: Request) -> Search:
@@ -120,10 +127,74 @@ class Search:
         # Opened now: a home that cannot be written is found before minutes of measuring.
         search = cls(request, subject, context, bench, deadline, Ledger.open(), corrections=corrections)
         if request.searches:
-            last = [step for step in request.recipe.steps if slot_of(step) == "training"]
-            rest = [step for step in request.recipe.steps if slot_of(step) != "training"]
-            search.request, search.training = replace(request, recipe=Recipe(tuple(rest))), Recipe(tuple(last))
+            parts = {"training": list[Step](), "network": list[Step](), "": list[Step]()}
+            for step in request.recipe.steps:
+                parts.get(slot_of(step), parts[""]).append(step)
+            search.training, search.network = (Recipe(tuple(parts[slot])) for slot in ("training", "network"))
+            search.request = replace(request, recipe=Recipe(tuple(parts[""])))
+            search.fixed_network = bool(search.network.steps)
         return search
+
+    def stand_on(self, network: Recipe) -> None:
+        """Search on the network that these steps make, which is the first candidate there."""
+        self.network, self.here, self.rounds = network, [], 0
+        self.subject = self.bench.subject.on(self.bench.model(network))
+        self.corrections = Corrections(power=self.subject.loss_power)
+        self.measure([Candidate(network)])
+
+    def explore_and_measure(self) -> None:
+        """The rounds of a search on one network."""
+        request = replace(self.request, recipe=self.network + self.request.recipe)
+        space = make_space(self.subject, self.context, request, self.deadline - SPACE * request.time_s)
+        self.learn()
+        self.explore(space)
+        while self.goes_on():
+            proposals = self.promising(space)
+            if not proposals:
+                break
+            self.measure(self.halve(proposals))
+            self.learn()
+
+    def smaller(self) -> Recipe | None:
+        """The largest network not tried yet that is expected to bring a candidate of good quality under the budget.
+
+        None where the budget holds without, where quality was lost by the last one already, or the time does not
+        suffice.
+        """
+        request, left = self.request, NETWORK * (self.deadline - time.monotonic())
+        if self.fixed_network or left <= 0 or choose(self.measured, request.budget, request.objective)[1]:
+            return None
+        if not any(_is_good(candidate, request.budget) for candidate in self.here):
+            return None
+        # Shares are of the unmodified network.
+        base = [c for c in self.measured if not any(slot_of(step) == "network" for step in c.recipe.steps)]
+        tried = [step for candidate in self.measured for step in candidate.recipe.steps]
+        for slug, entry in sorted(systems().items()):
+            if entry.card.slot != "network" or slug in request.without or (request.only and slug not in request.only):
+                continue
+            if entry.card.kind != "transform" or request.model.task == "language":
+                continue
+            system = entry.load()
+            if not isinstance(system, NetworkTransform) or not system.applies(request.model, self.context.target):
+                continue
+            for option in system.options(request.model, self.context.target):
+                settings = system.settings.parse(option, slug)
+                known = any(step.system == slug and option.items() <= step.settings.items() for step in tried)
+                if known or not any(self._would_hold(candidate, system.shares(settings)) for candidate in base):
+                    continue
+                more = system.fitted(request.model, settings, self.context, left)
+                if more is None:
+                    self.context.notes.append(f"{slug} was not tried: a longer --time suffices for it")
+                    return None
+                return Recipe((Step(slug, {**option, **more}),))
+        return None
+
+    def _would_hold(self, candidate: Candidate, shares: Mapping[str, float]) -> bool:
+        """Whether a candidate holds the budget once its network costs so much less."""
+        measured = {metric: value * shares.get(metric, 1.0) for metric, value in candidate.measured.items()}
+        if "latency_s" in measured:
+            measured["throughput_per_s"] = 1.0 / measured["latency_s"]
+        return not self.request.budget.check(measured)
 
     def recall(self) -> bool:
         """Take over what the same command found when it last ran to its end; False when it never did."""
@@ -236,14 +307,15 @@ class Search:
     def measure(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         measured = self.bench.measure(candidates, self.subject.units("search"))
         self.measured += measured
+        self.here += measured
         return measured
 
     def learn(self) -> None:
         """Teach the predictor what the measured candidates cost and lost."""
-        self._learn_loss(self.measured)
+        self._learn_loss(self.here)
         target, threads = self.context.target, self.request.threads
         runs: dict[str, list[MeasuredRun]] = {}
-        for candidate in self.measured:
+        for candidate in self.here:
             model = self.bench.model(candidate.recipe)
             for metric, parts in self.subject.predict(target, stored_forms(model), threads, model).items():
                 if metric in candidate.measured:
@@ -253,7 +325,7 @@ class Search:
 
     def _learn_loss(self, candidates: Sequence[Candidate]) -> None:
         """What predicted losses cost in quality, by kind of site, and how wide the quality's interval is."""
-        offset = max(-math.log(max(self.measured[0].measured["quality"], 1e-6)), 0.0)
+        offset = max(-math.log(max(self.here[0].measured["quality"], 1e-6)), 0.0)
         runs = [
             MeasuredRun(candidate.raw_loss, lost ** (1.0 / self.subject.loss_power))
             for candidate in candidates
@@ -296,6 +368,11 @@ class Search:
             result.save(self.request.output)
         self.ledger.append(result.evidence)
         return result
+
+
+def _is_good(candidate: Candidate, budget: Budget) -> bool:
+    """Whether it holds what the budget asks of its answers."""
+    return not any(violation.metric in QUALITIES for violation in violations(candidate, budget))
 
 
 def slot_of(step: Step) -> str:

@@ -22,6 +22,10 @@ class Subject(Protocol):
     """-ln quality grows as this power of the predicted loss: 1 where quality is smooth in the error (perplexity,
     cosine), 1/2 where it follows the error's size (agreement of decisions, relative error)."""
 
+    def on(self, model: Model) -> Subject:
+        """The same workload, what is predicted is predicted of `model`; quality stays against the unmodified one."""
+        ...
+
     def describe(self) -> Mapping[str, Any]:
         """The workload as JSON: shapes, splits, quality function."""
         ...

@@ -11,7 +11,8 @@ importance, nested) for one that is trained already.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -29,13 +30,13 @@ from headway.core.model import Model
 from headway.core.module_model import ModuleModel, native_forward
 from headway.core.module_workload import digest, first_tensor
 from headway.core.registry import source_digest
-from headway.core.system import YES, Context, Costs, Settings, Transform, Verdict, no
+from headway.core.system import YES, Context, Costs, NetworkTransform, Settings, Verdict, no
 from headway.core.target import Target
 from headway.training.distil import DECIDES
 from headway.vision.compress.channels import Group, groups_of
 from headway.vision.compress.cutting import cut, moments_of
 from headway.vision.compress.distil import Course, apart, distilled
-from headway.vision.compress.widths import CostKind, Ground, measured, ordered, searched, uniform
+from headway.vision.compress.widths import LEVELS, CostKind, Ground, measured, ordered, searched, uniform
 from headway.vision.count import count
 from headway.vision.runtime.capture import NotNative
 
@@ -46,7 +47,7 @@ SYSTEM = Card(
     kind="transform",
     slot="network",
     summary="a network over images with fewer middle channels and blocks, searched for and distilled from the original",
-    claim="costs the share that is asked for, and comes nearer to the original than equal training without the search",
+    claim="keeps the share of latency or multiply-adds that is asked for; how near it stays is up to the images given",
     needs=("static_weights", "float_weights"),
     breaks=("bitwise_equal",),
     reference=True,
@@ -59,6 +60,11 @@ JUDGED = 16
 """Images on which widths are compared."""
 BATCH = 8
 """Images of one pass for moments."""
+
+
+FEWEST_STEPS = 20
+LOOK = 12
+"""Images through a network and back that one width of a group takes to be looked at, about."""
 
 
 class SlimmingSettings(Settings):
@@ -74,7 +80,7 @@ class SlimmingSettings(Settings):
     channels: Literal["importance", "random"] = Field("importance", description="random: the control of the ranking")
 
 
-class Slimming(Transform[SlimmingSettings]):
+class Slimming(NetworkTransform[SlimmingSettings]):
     """Belongs before all others of a recipe."""
 
     card = SYSTEM
@@ -89,11 +95,29 @@ class Slimming(Transform[SlimmingSettings]):
         return YES if not isinstance(found, str) else no(found)
 
     def predict(self, model: Model, target: Target, settings: SlimmingSettings) -> Costs:
-        """Size goes by the square root of the cost at least: early layers are slow, late ones large."""
-        return Costs(size_bytes=model.size_bytes() * settings.keep**0.5)
+        return Costs(size_bytes=model.size_bytes() * self.shares(settings)["size_bytes"])
+
+    def shares(self, settings: SlimmingSettings) -> dict[str, float]:
+        """Values go faster than time: late layers have most of them, early ones take most of the time."""
+        return {"latency_s": settings.keep, "size_bytes": settings.keep, "memory_bytes": 0.5 + 0.5 * settings.keep}
 
     def options(self, model: Model, target: Target) -> Sequence[dict[str, Any]]:
         return tuple({"keep": keep} for keep in (0.9, 0.8, 0.7, 0.6, 0.5))
+
+    def fitted(
+        self, model: Model, settings: SlimmingSettings, context: Context, seconds: float
+    ) -> Mapping[str, Any] | None:
+        """Fewer steps where the time is short, by halves, so that a second run's clock seldom changes them."""
+        model = cast(ModuleModel, model)
+        groups, one = _known(model), _seconds_of_image(model)
+        images = sum(len(piece[0]) for piece in context.calibration or ())
+        looked = one * (images + len(groups) * LEVELS * LOOK)
+        steps = settings.steps
+        while looked + 1.3 * one * settings.batch * steps > seconds:
+            steps //= 2
+            if steps < FEWEST_STEPS:
+                return None
+        return {} if steps == settings.steps else {"steps": steps}
 
     def apply(self, model: Model, settings: SlimmingSettings, context: Context) -> Model:
         """Raises `BadInput` with fewer than eight calibration images, and for a share that cannot be reached."""
@@ -146,6 +170,17 @@ def sound(module: nn.Module, groups: Sequence[Group], image: Tensor) -> list[Gro
         )
 
     return list(groups) if not groups or holds(groups) else [group for group in groups if holds([group])]
+
+
+def _seconds_of_image(model: ModuleModel) -> float:
+    """What one image takes through the network and back."""
+    module, image = model.module(), cast(Tensor, model.sample[0])[:1]
+    took = []
+    for _ in range(3):
+        start = time.perf_counter()
+        first_tensor(module(image.clone().requires_grad_())).sum().backward()
+        took.append(time.perf_counter() - start)
+    return min(took)
 
 
 class _Slimming:
