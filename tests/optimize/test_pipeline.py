@@ -66,6 +66,10 @@ def test_a_budget_that_can_be_met_is_met_and_proven(tiny: Path, tmp_path: Path) 
     assert {series["arm"] for series in evidence["series"]} >= {"baseline", "again"}
     assert evidence["result"]["met"] is True
     assert "<!doctype html>" in (tmp_path / "out.html").read_text()[:20].lower()
+    with pytest.raises(BadInput, match="is no artifact"):
+        result.save(tmp_path)
+    with pytest.raises(BadInput, match="folder you are in"):
+        result.save(".")
 
 
 def test_scales_are_tuned_of_the_winner_alone_and_behind_its_weights(tiny: Path) -> None:

@@ -125,7 +125,7 @@ def refuse_for(model: Model, budget: Budget, own_quality: bool) -> None:
 
 def check_output(folder: Path) -> None:
     """Raise `BadInput` unless an artifact can be written there; leaves nothing behind."""
-    mend = "choose another folder for -o"
+    mend = "choose another folder"
     if Path.cwd().is_relative_to(folder.resolve()):
         raise BadInput(f"{folder} is the folder you are in, which an artifact would replace", mend)
     if folder.is_symlink() or folder.exists():

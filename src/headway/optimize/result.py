@@ -17,7 +17,7 @@ from headway.core.units import show
 from headway.optimize.candidate import Candidate, violations
 from headway.optimize.measuring import Bench
 from headway.optimize.report import site_bits, write_report
-from headway.optimize.request import Request
+from headway.optimize.request import Request, check_output
 
 SHOWN = (
     ("tpot_s", "s"),
@@ -101,7 +101,11 @@ class Result:
         }
 
     def save(self, folder: str | Path) -> None:
-        """Write the artifact (weights, recipe, evidence, card) and the report; an artifact there is replaced whole."""
+        """Write the artifact (weights, recipe, evidence, card) and the report; an artifact there is replaced whole.
+
+        Raises `BadInput` for a folder that holds anything else, or that one is in.
+        """
+        check_output(Path(folder))
         self.artifact = Path(folder)
         self.evidence.result["artifact"] = str(folder)
         write_artifact(self.artifact, self.model, self.winner.recipe.to_toml(), self.evidence)
