@@ -63,7 +63,7 @@ def test_teaching_brings_it_nearer_and_is_kept_only_then() -> None:
         return tuple(float(word) for word in ctx.notes[-1].split() if word.count(".") == 1 and len(word) == 6)
 
     good, bad = context(), context()
-    applied('slimming(keep=0.3, cost="macs", steps=40, lr=0.003)', model(), good)
+    applied('slimming(keep=0.3, cost="macs", widths="searched", steps=40, lr=0.003)', model(), good)
     before, after = apart(good)
     assert after < 0.7 * before
     kept = applied('slimming(keep=0.6, cost="macs", steps=3, lr=1.0)', model(), bad)
@@ -74,7 +74,7 @@ def test_teaching_brings_it_nearer_and_is_kept_only_then() -> None:
 
 def test_a_network_without_classes_is_taught_too() -> None:
     ctx = context()
-    applied('slimming(keep=0.3, cost="macs", steps=30, lr=0.003)', model(task="module"), ctx)
+    applied('slimming(keep=0.3, cost="macs", widths="searched", steps=30, lr=0.003)', model(task="module"), ctx)
     assert "->" in ctx.notes[-1]
 
 

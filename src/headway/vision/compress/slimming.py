@@ -1,11 +1,24 @@
 """`slimming`: a smaller network cut from the one given, and taught to give what that gives.
 
 Middle channels between two products go (`channels`: found from the calls of one forward, in whatever network), and
-whole residual blocks where that loses less; what is left is mended by least squares (`cutting`); how much of each group
-goes is an exact allocation over measured costs and measured losses (`widths`); then the network is distilled from the
-original on views of the calibration images (`distil`), and keeps the last weights where they do better on images held
-out. It is elastic width and depth of once-for-all networks (Cai et al. 2020, arXiv 1908.09791: channels sorted by
-importance, nested) for one that is trained already.
+whole residual blocks where that loses less; what is left is mended by least squares (`cutting`); how much of each
+group goes is the same for all, or an exact allocation over measured costs and measured losses (`widths`); then the
+network is distilled from the original on views of the calibration images (`distil`), and keeps the last weights where
+they do better on images held out. It is elastic width and depth of once-for-all networks (Cai et al. 2020, arXiv
+1908.09791: channels sorted by importance, nested) for one that is trained already.
+
+Seen on EfficientNet-Lite0 and the 64 calibration views of six pictures that come with it, before any distillation
+(agreement with the original on 160 held-out views of four other pictures):
+
+    multiply-adds   latency   values   widths     agreement
+    0.89            0.93      0.89     uniform    0.74 [0.68, 0.81]
+    0.89            0.89      0.62     searched   0.32 [0.25, 0.39]
+    0.74            0.81      0.74     uniform    0.41 [0.33, 0.49]
+    0.76            0.78      0.47     searched   0.21 [0.15, 0.28]
+
+The search believes its images: on these the original itself is undecided (mean confidence 0.21, 0.60 on other
+photographs), so that late layers seem to matter little. Hence `uniform` is the default, and `searched` is for users who
+bring many images. Distillation on them was not seen to help beyond some twenty steps of eight views.
 """
 
 from __future__ import annotations
@@ -76,7 +89,9 @@ class SlimmingSettings(Settings):
     batch: int = Field(8, ge=1, le=1024, description="images of one step")
     lr: float = Field(1e-4, gt=0, le=1, description="first learning rate of Adam; falls as a cosine")
     temperature: float = Field(1.0, gt=0, le=100, description="softens both distributions (Hinton et al. 2015)")
-    widths: Literal["searched", "uniform"] = Field("searched", description="uniform: the control of the search")
+    widths: Literal["uniform", "searched"] = Field(
+        "uniform", description="the same share of every group, or searched: for many images such as will be seen"
+    )
     channels: Literal["importance", "random"] = Field("importance", description="random: the control of the ranking")
 
 

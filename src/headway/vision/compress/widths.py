@@ -151,16 +151,19 @@ def searched(ground: Ground, table: Table, keep: float) -> tuple[dict[str, int],
             break
         saving *= (1.0 - keep) / (1.0 - share)
     if not best[0]:
-        least = 1.0 - sum(max(width.saved for width in widths) for widths in table.values())
-        raise BadInput(
-            f"slimming: keep={keep:g} cannot be reached: {max(least, 0.0):.2f} of the {ground.cost} would be left",
-            f"ask for keep={max(least, 0.0) + 0.1:.1f} or more",
-        )
+        raise _unreached(ground, keep, 1.0 - sum(max(width.saved for width in widths) for widths in table.values()))
     return best
 
 
+def _unreached(ground: Ground, keep: float, least: float) -> BadInput:
+    return BadInput(
+        f"slimming: keep={keep:g} cannot be reached: {max(least, 0.0):.2f} of the {ground.cost} would be left",
+        f"ask for keep={max(least, 0.0) + 0.1:.1f} or more",
+    )
+
+
 def uniform(ground: Ground, keep: float) -> tuple[dict[str, int], float]:
-    """Every group as wide as any other, in shares of its own width: the control of a search."""
+    """Every group as wide as any other, in shares of its own width; raises `BadInput` where that costs more still."""
     low, high = 0.0, 1.0
     for _ in range(7):
         share = (low + high) / 2
@@ -170,7 +173,10 @@ def uniform(ground: Ground, keep: float) -> tuple[dict[str, int], float]:
         else:
             high = share
     widths = {group.name: max(1, round(low * group.width)) for group in ground.groups}
-    return widths, ground.shares([ground.made(widths)])[0]
+    share = ground.shares([ground.made(widths)])[0]
+    if low == 0.0 and share > keep + ABOVE:
+        raise _unreached(ground, keep, share)
+    return widths, share
 
 
 def ordered(moments: Moments, groups: Sequence[Group], by: str, seed: int) -> dict[str, Tensor]:
