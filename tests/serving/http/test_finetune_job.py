@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -39,12 +40,17 @@ def test_requests_are_answered_alike_and_adapters_lie_in_their_folder(home: Home
         assert alone.live()["training"] is None
     folder = tmp_path / "adapters"
     recipe = "flexllm(steps=3, accum=1, rank=2, targets=['down_proj', 'q_proj'])"
-    with home.serve("--finetune", str(data), "--adapters", str(folder), "--recipe", recipe) as server:
+    command = home.command("--port", "0", "--finetune", str(data), "--adapters", str(folder), "--recipe", recipe)
+    command.remove("--quiet")
+    with Server(home, command) as server:
         assert server.ask("/v1/completions", body).json()["choices"] == plain
         job = wait_until_trained(server)
         assert job["steps"] == 3 and isinstance(job["loss"], float) and not job["trouble"]
         assert 'headway_finetune_steps{model="tiny"} 3.0' in server.ask("/metrics").text
         assert server.ask("/v1/completions", body).json()["choices"] == plain
+        server.process.send_signal(signal.SIGTERM)
+        _, told = server.process.communicate(timeout=PATIENCE_S)
+        assert f"training is done: the adapters are in {folder}" in told
     found = Adapters.load(folder, stack_of(home.loaded))
     assert found.settings.rank == 2
     assert any(pair.b.any() for pair in found.pairs.values())

@@ -30,6 +30,7 @@ from headway.serving.messages import (
     Stepped,
     Submit,
     Token,
+    Training,
     frame,
     from_model,
     start,
@@ -258,8 +259,18 @@ class Backend:
             if token.finish:
                 del self._boxes[token.id]
             box.put(token)
+        if message.stats.training is not None:
+            self._say(message.stats.training)
         self.stats = message.stats
         watcher.stepped(message.stats)
+
+    def _say(self, training: Training) -> None:
+        """A line where a job is over, or has met trouble."""
+        before = None if self.stats is None else self.stats.training
+        if training.trouble and (before is None or before.trouble != training.trouble):
+            self._tell(Doing(training.trouble, note=True))
+        elif training.step == training.steps and before is not None and before.step < training.step:
+            self._tell(Doing(f"training is done: the adapters are in {self._setup.adapters}", note=True))
 
     # What is asked
 

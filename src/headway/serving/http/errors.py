@@ -61,4 +61,5 @@ def internal() -> ApiError:
 
 def lost() -> ApiError:
     """The engine's process died with this answer in it."""
-    return ApiError(503, "the engine was restarted during this answer; send it again", code="engine_restarted")
+    what = "the engine was restarted during this answer; send it again"
+    return ApiError(503, what, code="engine_restarted", retry_after_s=1)
