@@ -18,7 +18,8 @@ Seen on EfficientNet-Lite0 and the 64 calibration views of six pictures that com
 
 The search believes its images: on these the original itself is undecided (mean confidence 0.21, 0.60 on other
 photographs), so that late layers seem to matter little. Hence `uniform` is the default, and `searched` is for users who
-bring many images. Distillation on views of those six pictures was not seen to help at all; it is there for users' images.
+bring many images. Distillation on views of those six pictures was not seen to help at all: it is there for users'
+images.
 """
 
 from __future__ import annotations
