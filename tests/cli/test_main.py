@@ -112,6 +112,7 @@ EVERYTHING = ",".join(systems())
         (["apply", "int8", "m", "-o", "."], ". is the folder you are in"),
         (["optimize", "m", "-o", ".."], ".. is the folder you are in"),
         (["apply", "int8", "m", "-o", "out", "--data", "fifo.npy"], "no plain file"),
+        (["optimize", "m", "--only", "int8", "--only", "lut-gemm"], "--only is given twice"),
         (["generate", "m", "-p", ""], "the prompt is empty"),
         (["generate", "m", ""], "'' is one argument too many"),
         (["generate", "m", "-p", "a", "--recipe", ""], "the recipe is empty"),

@@ -127,6 +127,11 @@ def _call(verb: str, words: list[str]) -> int:
     app.command(name=verb, help=module.command.__doc__)(with_session(module.command))
     command = typer.main.get_command(app)
     try:
+        with command.make_context(verb, [], resilient_parsing=True) as context:
+            given = command.make_parser(context).parse_args(list(words))[2]
+        for option in given:
+            if given.count(option) > 1 and not (option.multiple or option.is_flag or option.count):
+                raise BadInput(f"{verb}: {option.opts[0]} is given twice", "give it once: the first would be ignored")
         result = command.main(words, prog_name=f"headway {verb}", standalone_mode=False)
     except typer.Abort:
         raise KeyboardInterrupt from None
