@@ -58,6 +58,26 @@ def test_a_card_that_is_no_literal_is_refused() -> None:
         read_card(b"\nSYSTEM = Card(\n    slug=name(),\n)\n")
 
 
+@pytest.mark.parametrize(
+    ("right", "wrong", "said"),
+    [
+        ('kind="transform"', 'kind="transfrom"', "package.toy: no kind 'transfrom'"),
+        ('slot="weights"', 'slot="wights"', "package.toy: no slot 'wights'"),
+        ('slug="toy"', 'slug="To y"', "package.toy: 'To y' is no name"),
+        ('needs=("static_weights",)', 'needs=("staticweights",)', "package.toy: no property 'staticweights'"),
+        ('needs=("static_weights",)', 'breaks=("bitwise_equel",)', "package.toy: no property 'bitwise_equel'"),
+        ('    claim="none",\n', "", "package.toy: SYSTEM card: claim missing"),
+        ('title="Toy"', 'title="Toy" + name', "package.toy: SYSTEM card: an argument that is computed"),
+    ],
+)
+def test_a_card_with_a_word_that_nothing_knows_is_refused_by_its_module(
+    tmp_path: Path, right: str, wrong: str, said: str
+) -> None:
+    (tmp_path / "toy.py").write_text(TOY.format(slug="toy").replace(right, wrong))
+    with pytest.raises(BadInput, match=re.escape(said)):
+        scan(tmp_path, "package")
+
+
 def test_every_card_equals_the_one_its_module_makes() -> None:
     for slug, item in systems().items():
         system = item.load()
@@ -112,7 +132,7 @@ def test_a_card_may_be_annotated_and_stand_on_one_line(head: str) -> None:
         ("slug=3", "slug=3 is no str"),
         ('slug="toy", breaks=("a", 1)', "breaks=('a', 1) is no tuple"),
         ('slug="toy" oops', "line 7: invalid syntax"),
-        ("", "missing 1 required positional argument: 'slug'"),
+        ("", "slug missing"),
     ],
 )
 def test_what_is_wrong_with_a_card_is_said_in_one_line(changed: str, said: str) -> None:

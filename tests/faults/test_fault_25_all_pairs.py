@@ -25,7 +25,7 @@ from tiny_models import TinyFolder
 import headway
 from headway.core import compatibility
 from headway.core.cache import StepCache
-from headway.core.card import Card
+from headway.core.card import PROPERTIES, Card
 from headway.core.errors import BadInput
 from headway.core.recipe import Recipe, Step
 from headway.core.registry import system, systems
@@ -213,7 +213,7 @@ def refuse(bench: Bench, count: int) -> Mapping[str, Any]:
 
 def made_up(count: int) -> list[Card]:
     """Cards for every slot, with needs and effects."""
-    generator, properties = random.Random(1), sorted(compatibility.MODEL_PROPERTIES)
+    generator, properties = random.Random(1), sorted(PROPERTIES)
 
     def some() -> tuple[str, ...]:
         return tuple(generator.sample(properties, generator.randint(0, 2)))

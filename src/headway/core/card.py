@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 KINDS = ("model", "transform", "policy", "planner", "instrument")
+PROPERTIES = frozenset({"static_weights", "bitwise_equal", "kv_cache", "float_weights"})
+"""What cards may need, break and give; an unmodified language model has all of them."""
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from headway.core.card import Card
+from headway.core.card import PROPERTIES, Card
 from headway.core.errors import BadInput
 from headway.core.recipe import Recipe
 from headway.core.registry import entry
 from headway.core.slots import slot
-
-MODEL_PROPERTIES = frozenset({"static_weights", "bitwise_equal", "kv_cache", "float_weights"})
-"""What an unmodified language model offers to the first system of a recipe."""
 
 
 def clash(first: Card, second: Card, *, apart: bool = False) -> str:
@@ -36,7 +33,7 @@ def clash(first: Card, second: Card, *, apart: bool = False) -> str:
     return ""
 
 
-def check(recipe: Recipe, properties: frozenset[str] = MODEL_PROPERTIES) -> None:
+def check(recipe: Recipe, properties: frozenset[str] = PROPERTIES) -> None:
     """Raise `BadInput` with the first reason why this recipe cannot be applied; nothing is loaded or run."""
     cards = [entry(step.system).card for step in recipe.steps]
     given = set(properties)

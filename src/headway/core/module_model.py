@@ -12,6 +12,7 @@ from typing import Any, Self, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from headway.core.contents import tensor_digest
 from headway.core.errors import BadInput
@@ -311,15 +312,17 @@ _BY_POSITION = inspect.Parameter.POSITIONAL_OR_KEYWORD
 def _check_finite(module: nn.Module) -> None:
     """Raise `BadInput` naming the first parameter with a NaN or an infinity, or buffer with a NaN (masks hold -inf)."""
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if is_lazy(tensor):
+            raise BadInput(f"{name} has no shape yet", "run the module once on its input, then load it")
         if tensor.is_meta:
             raise BadInput(f"{name} is on the meta device and has no values", "load the weights first")
-        if not tensor.is_floating_point() or tensor.numel() == 0:
+        if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.numel() == 0:
             continue
         bad = ~torch.isfinite(tensor) if isinstance(tensor, nn.Parameter) else torch.isnan(tensor)
         if bool(bad.any()):
             where = tuple(int(i) for i in bad.nonzero()[0])
             raise BadInput(
-                f"{name} holds {float(tensor.detach()[where])} at {where}", "train or export the model again"
+                f"{name} holds {tensor.detach()[where].item()} at {where}", "train or export the model again"
             )
 
 

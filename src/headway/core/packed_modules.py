@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from headway.core.errors import BadInput
 from headway.core.weight import F32, Weight
@@ -130,7 +131,7 @@ def is_hooked_site(module: nn.Module) -> bool:
 def _kind(module: nn.Module) -> SiteKind | None:
     if isinstance(module, PackedModule):
         return "conv1x1" if isinstance(module, PackedConv1x1) else "linear"
-    if "forward" in vars(module):
+    if "forward" in vars(module) or not _is_matrix(getattr(module, "weight", None)):
         return None
     if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
         return "linear"
@@ -143,6 +144,11 @@ def _kind(module: nn.Module) -> SiteKind | None:
         and module.padding in ((0, 0), "valid", "same")
     )
     return "conv1x1" if plain else None
+
+
+def _is_matrix(weight: object) -> bool:
+    """Whether a `Weight` can hold it: real numbers, and some of them."""
+    return isinstance(weight, Tensor) and not is_lazy(weight) and weight.is_floating_point() and weight.numel() > 0
 
 
 def matrix_shape(module: nn.Module) -> tuple[int, int]:

@@ -14,14 +14,14 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from headway.core.card import KINDS, Card
+from headway.core.card import KINDS, PROPERTIES, Card
 from headway.core.errors import EXTRAS, BadInput, HeadwayError
 from headway.core.files import sha256_of
 from headway.core.recipe_text import NAME
@@ -211,8 +211,8 @@ def read_card(source: bytes) -> Card | None:
         raise BadInput("SYSTEM card: an argument without a name", mend)
     try:
         arguments = {str(word.arg): ast.literal_eval(word.value) for word in statement.value.keywords}
-    except ValueError as error:
-        raise BadInput(f"SYSTEM card: {error}", mend) from None
+    except ValueError:
+        raise BadInput("SYSTEM card: an argument that is computed", mend) from None
     kinds = {field.name: field.type for field in fields(Card)}
     for name, value in arguments.items():
         if name not in kinds:
@@ -220,21 +220,38 @@ def read_card(source: bytes) -> Card | None:
         fits = type(value).__name__ == str(kinds[name]).partition("[")[0]
         if not fits or (isinstance(value, tuple) and not all(isinstance(word, str) for word in value)):
             raise BadInput(f"SYSTEM card: {name}={value!r} is no {kinds[name]}", mend)
-    try:
-        return Card(**arguments)
-    except TypeError as error:  # one is missing
-        raise BadInput(f"SYSTEM card: {error}", mend) from None
+    missing = [field.name for field in fields(Card) if field.default is MISSING and field.name not in arguments]
+    if missing:
+        raise BadInput(f"SYSTEM card: {', '.join(missing)} missing", "add what is missing")
+    return Card(**arguments)
+
+
+def _check(card: Card) -> None:
+    """Raise `BadInput` for a word of a card that nothing else knows."""
+    if card.kind not in KINDS:
+        raise BadInput(f"no kind {card.kind!r}", f"kinds are: {', '.join(KINDS)}")
+    if card.slot not in SLOTS:
+        raise BadInput(f"no slot {card.slot!r}", f"slots are: {', '.join(SLOTS)}")
+    if not NAME.fullmatch(card.slug):
+        raise BadInput(f"{card.slug!r} is no name a recipe can have", "use a-z, 0-9 and -")
+    unknown = sorted({*card.needs, *card.breaks, *card.gives} - PROPERTIES)
+    if unknown:
+        raise BadInput(f"no property {unknown[0]!r}", f"properties are: {', '.join(sorted(PROPERTIES))}")
 
 
 def scan(folder: Path, package: str) -> dict[str, Entry]:
     """Every system defined below `folder`, by slug; two modules with one slug are an error."""
     entries: dict[str, Entry] = {}
     for path in sorted(folder.rglob("*.py")):
-        card = read_card(path.read_bytes())
-        if card is None:
-            continue
         parts = path.relative_to(folder).with_suffix("").parts
         module = ".".join((package, *(part for part in parts if part != "__init__")))
+        try:
+            card = read_card(path.read_bytes())
+            if card is None:
+                continue
+            _check(card)
+        except BadInput as error:
+            raise BadInput(f"{module}: {error.what}", error.mend) from None
         if card.slug in entries:
             raise BadInput(f"{module} and {entries[card.slug].module} both define {card.slug!r}", "rename one")
         entries[card.slug] = Entry(card, module)
@@ -280,12 +297,10 @@ def _plug_in(point: EntryPoint, known: dict[str, Entry]) -> Entry:
         raise BrokenPlugIn(point.name, module, "there is no such module", "install its package again, or uninstall it")
     if card is None:
         raise BrokenPlugIn(point.name, module, "no SYSTEM = Card(...) begins a line of it", "see docs/add-a-system.md")
-    if card.kind not in KINDS:
-        raise BrokenPlugIn(point.name, module, f"no kind {card.kind!r}", f"kinds are: {', '.join(KINDS)}")
-    if card.slot not in SLOTS:
-        raise BrokenPlugIn(point.name, module, f"no slot {card.slot!r}", f"slots are: {', '.join(SLOTS)}")
-    if not NAME.fullmatch(card.slug):
-        raise BrokenPlugIn(point.name, module, f"{card.slug!r} is no name a recipe can have", "use a-z, 0-9 and -")
+    try:
+        _check(card)
+    except BadInput as error:
+        raise BrokenPlugIn(point.name, module, error.what, error.mend) from None
     if card.slug in known:
         taken = known[card.slug]
         owner = taken.module if taken.plug_in else "Headway itself"
