@@ -60,6 +60,9 @@ def drawn(name: str, field: Any, generator: random.Random) -> Any:
         return None
     if get_origin(kind) is Literal:
         return generator.choice(get_args(kind))
+    if get_origin(kind) is tuple and get_origin(get_args(kind)[0]) is Literal:
+        words = get_args(get_args(kind)[0])
+        return generator.sample(words, generator.randint(1, len(words)))
     if kind is bool:
         return generator.random() < 0.5
     if kind is int or int in get_args(kind):
