@@ -9,21 +9,6 @@ from torch import nn
 
 from headway.core.module_model import ModuleModel
 from headway.core.system import Context
-from headway.core.target import ComputeRate, MemoryLevel, Target
-
-TARGET = Target(
-    name="test",
-    fingerprint="0",
-    memory=(MemoryLevel("L2", 1 << 20, 1e11, 5e10, 1e-8), MemoryLevel("DRAM", 1 << 34, 3e10, 2e10, 1e-7)),
-    compute=(ComputeRate("f32", "fma", 1e11, 1e11),),
-    dispatch_s=1e-6,
-    crossing_s=1e-7,
-    ram_bytes=1 << 34,
-    available_bytes=1 << 33,
-    cores=1,
-    isa=("avx2",),
-)
-"""A machine that was never measured."""
 
 
 class Net(nn.Module):

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_net import TARGET, Net, context, small_model
+from known_machine import UNMEASURED
+from small_net import Net, context, small_model
 from tiny_models import TinyFolder
 
 import headway
@@ -113,14 +114,14 @@ def test_a_recipe_mixes_it_with_other_weight_systems_and_an_artifact_brings_it_b
     model = load(tiny.path)
     ours = 'bipolar-int(weight_bits=8, quantizer="rtn", only="*.mlp.*")'
     text = ours + ' + lut-gemm(bits=4, quantizer="rtn", skip="*.mlp.*")'
-    mixed = apply_recipe(Recipe.parse(text), model, Context(target=TARGET, threads=1)).with_runtime("native")
+    mixed = apply_recipe(Recipe.parse(text), model, Context(target=UNMEASURED, threads=1)).with_runtime("native")
     forms = {site.name: mixed.weight(site.name).form for site in mixed.sites() if site.kind == "linear"}
     assert all(form == ("bipolar" if ".mlp." in name else "bitplanes") for name, form in forms.items())
     tokens = [1, 2, 3, 4, 5]
     exact = model.with_runtime("exact").logits(tokens)
     mixed_logits = mixed.logits(tokens)
     assert np.linalg.norm(mixed_logits - exact) <= 0.3 * np.linalg.norm(exact)
-    evidence = Evidence.begin("prove", "bipolar-int", TARGET, 0, 1)
+    evidence = Evidence.begin("prove", "bipolar-int", UNMEASURED, 0, 1)
     write_artifact(tmp_path / "mixed", mixed, Recipe.parse(text).to_toml(), evidence)
     again = headway.load(str(tmp_path / "mixed"))
     assert {site.name: again.weight(site.name).form for site in again.sites() if site.kind == "linear"} == forms
@@ -130,7 +131,7 @@ def test_a_recipe_mixes_it_with_other_weight_systems_and_an_artifact_brings_it_b
 def test_eight_bits_of_both_decode_close_to_the_exact_model_and_run_the_kernels(tiny: TinyFolder):
     model = load(tiny.path)
     recipe = Recipe.parse('bipolar-int(weight_bits=8, quantizer="rtn")')
-    close = apply_recipe(recipe, model, Context(target=TARGET, threads=1)).with_runtime("native")
+    close = apply_recipe(recipe, model, Context(target=UNMEASURED, threads=1)).with_runtime("native")
     tokens = [1, 2, 3, 4, 5]
     exact = model.with_runtime("exact").logits(tokens)
     assert np.linalg.norm(close.logits(tokens) - exact) <= 5e-2 * np.linalg.norm(exact)
@@ -141,7 +142,7 @@ def test_eight_bits_of_both_decode_close_to_the_exact_model_and_run_the_kernels(
 
 
 def test_a_saved_module_brings_the_same_weights_back(model, tmp_path):
-    changed = SYSTEM.apply(model, settings(quantizer="rtn"), Context(target=TARGET))
+    changed = SYSTEM.apply(model, settings(quantizer="rtn"), Context(target=UNMEASURED))
     changed.save(tmp_path)
     again = load_module(tmp_path, module=Net())
     x = torch.randn(3, 20, 6, 6)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_net import TARGET
+from known_machine import UNMEASURED
 from tiny_models import TinyFolder
 
 from headway.core.evidence import Evidence
@@ -42,11 +42,11 @@ def context(tiny: TinyFolder, tmp_path, monkeypatch) -> ProofContext:
     monkeypatch.setattr(exact, "COLUMNS", (1, 65))
     monkeypatch.setattr(exact, "TRITON_COLUMNS", (31,))
     monkeypatch.setattr(exact, "triton_apart", lambda seed: (*exact.triton_mismatches(seed, "cpu"), "interpreted"))
-    return ProofContext(TARGET, lambda _: load(tiny.path), model="tiny", quick=True, threads=1)
+    return ProofContext(UNMEASURED, lambda _: load(tiny.path), model="tiny", quick=True, threads=1)
 
 
 def empty() -> Evidence:
-    return Evidence.begin("prove", "bipolar-int", TARGET, 0, 1)
+    return Evidence.begin("prove", "bipolar-int", UNMEASURED, 0, 1)
 
 
 def bars(evidence: Evidence, start: str) -> dict[str, bool]:

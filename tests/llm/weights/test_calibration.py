@@ -19,7 +19,8 @@ from headway.core.module_model import ModuleModel
 from headway.core.progress import Progress
 from headway.core.system import Context
 from headway.llm.weights import calibration
-from headway.llm.weights.calibration import CAP, PLAIN, collect, gradient_moments, hessians, sampled_loss
+from headway.llm.weights.calibration import CAP, PLAIN, collect, gradient_moments, hessians
+from headway.training.sampled_loss import sampled_loss
 
 
 class Net(nn.Module):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_net import TARGET
+from known_machine import UNMEASURED
 from tiny_models import TinyFolder
 from torch import nn
 
@@ -57,7 +57,7 @@ def rounded(tiny: TinyFolder) -> Any:
 
 
 def context() -> Context:
-    return Context(TARGET, threads=2)
+    return Context(UNMEASURED, threads=2)
 
 
 def apply(model: Any, made: Context | None = None, **values: Any) -> Any:
@@ -169,9 +169,9 @@ def test_it_does_not_apply_to_a_model_without_float_weights(net):
         )
         for site in net.sites()
     }
-    verdict = SYSTEM.applies(net.with_weights(int8), TARGET)
+    verdict = SYSTEM.applies(net.with_weights(int8), UNMEASURED)
     assert not verdict and "no floats (int8)" in verdict.reason
-    assert SYSTEM.applies(net, TARGET)
+    assert SYSTEM.applies(net, UNMEASURED)
 
 
 def test_blocks_share_a_codebook_and_small_ones_join_their_neighbours():
@@ -204,16 +204,16 @@ def test_resident_groups_are_the_first(tiny):
 def test_sizes_are_predicted_to_the_byte(tiny):
     model = rounded(tiny)
     small = apply(model)
-    assert SYSTEM.predict(model, TARGET, SYSTEM.settings()).size_bytes == small.size_bytes()
+    assert SYSTEM.predict(model, UNMEASURED, SYSTEM.settings()).size_bytes == small.size_bytes()
     for site in small.sites():
         weight = small.weight(site.name)
         assert coded_bytes(counts(weight.bits()), weight.lengths) == weight.nbytes
 
 
 def test_the_search_is_offered_the_cast_only_where_it_is_needed(net):
-    assert list(SYSTEM.options(net, TARGET)) == [{}]
+    assert list(SYSTEM.options(net, UNMEASURED)) == [{}]
     other = net.with_weights({"out": DenseWeight(net.weight("out").dequantize() * np.float32(1.001))})
-    assert list(SYSTEM.options(other, TARGET)) == [{"cast": "bf16"}]
+    assert list(SYSTEM.options(other, UNMEASURED)) == [{"cast": "bf16"}]
 
 
 def test_applying_it_twice_changes_nothing(net):

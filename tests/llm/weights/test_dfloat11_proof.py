@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_dfloat11 import TARGET, Net, apply, rounded
+from known_machine import UNMEASURED
+from test_dfloat11 import Net, apply, rounded
 from tiny_models import TinyFolder
 
 from headway.core.evidence import Evidence
@@ -29,7 +30,7 @@ from headway.llm.weights.huffman import code_lengths
 @pytest.fixture
 def context(tiny: TinyFolder, tmp_path, monkeypatch) -> ProofContext:
     monkeypatch.setenv("HEADWAY_HOME", str(tmp_path / "home"))
-    return ProofContext(TARGET, lambda _: load(tiny.path), model="tiny", quick=True, threads=1)
+    return ProofContext(UNMEASURED, lambda _: load(tiny.path), model="tiny", quick=True, threads=1)
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def model(tiny: TinyFolder) -> Any:
 
 
 def empty() -> Evidence:
-    return Evidence.begin("prove", "dfloat11", TARGET, 0, 1)
+    return Evidence.begin("prove", "dfloat11", UNMEASURED, 0, 1)
 
 
 def bars(evidence: Evidence) -> dict[str, bool]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_net import TARGET
+from known_machine import UNMEASURED
 from tiny_models import TinyFolder
 
 from headway.core.evidence import Evidence
@@ -36,11 +36,11 @@ def context(tiny: TinyFolder, tmp_path, monkeypatch) -> ProofContext:
     monkeypatch.setattr(proof_quality, "WINDOW", 64)
     monkeypatch.setattr(proof_quality, "WINDOWS", 4)
     monkeypatch.setattr(proof_quality, "CALIBRATION_WINDOWS", 6)
-    return ProofContext(TARGET, lambda _: load(tiny.path), model="tiny", quick=True, threads=1)
+    return ProofContext(UNMEASURED, lambda _: load(tiny.path), model="tiny", quick=True, threads=1)
 
 
 def empty() -> Evidence:
-    return Evidence.begin("prove", "lut-gemm", TARGET, 0, 1)
+    return Evidence.begin("prove", "lut-gemm", UNMEASURED, 0, 1)
 
 
 def bars(evidence: Evidence, start: str) -> dict[str, bool]:

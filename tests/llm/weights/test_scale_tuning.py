@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_net import TARGET, Net, context, small_model
+from known_machine import UNMEASURED
+from small_net import Net, context, small_model
 from tiny_models import TinyFolder
 from torch import nn
 
@@ -110,7 +111,7 @@ def lively_model() -> ModuleModel:
 
 
 def tuned(recipe: str, model: Any, given: Context) -> Any:
-    return apply_recipe(Recipe.read(recipe), model, replace(given, target=TARGET))
+    return apply_recipe(Recipe.read(recipe), model, replace(given, target=UNMEASURED))
 
 
 @pytest.mark.parametrize(("weights", "share"), [("lut-gemm(bits=2, group_size=16)", 0.8), ("int4(group_size=16)", 1.0)])
@@ -135,7 +136,7 @@ def test_a_network_comes_nearer_to_the_original_and_keeps_its_codes(weights: str
 def test_a_language_model_gains_and_the_second_time_nothing_is_trained(tmp_path: Any) -> None:
     model = headway.load(str(TinyFolder(tmp_path / "tiny").path))
     rows = torch.randint(0, model.architecture.vocab, (8, 24), generator=torch.Generator().manual_seed(0))
-    given = Context(target=TARGET, calibration=[(rows[:4],), (rows[4:],)], cache=StepCache(tmp_path / "cache"))
+    given = Context(target=UNMEASURED, calibration=[(rows[:4],), (rows[4:],)], cache=StepCache(tmp_path / "cache"))
     recipe = "lut-gemm(bits=2, group_size=16, quantizer=rtn) + scale-tuning(steps=30, tokens=20, lr=0.01)"
     first = tuned(recipe, model, given)
     (note,) = given.notes
@@ -179,4 +180,4 @@ def test_what_has_no_scales_stays_and_one_input_is_too_few() -> None:
     with pytest.raises(BadInput, match="fewer than two"):
         tuned("int8() + scale-tuning()", model, replace(given, calibration=given.calibration[:1]))
     assert isinstance(model, ModuleModel)
-    assert ScaleTuning().predict(model, TARGET, ScaleTuning.settings()).size_bytes == model.size_bytes()
+    assert ScaleTuning().predict(model, UNMEASURED, ScaleTuning.settings()).size_bytes == model.size_bytes()

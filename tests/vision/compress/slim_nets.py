@@ -5,26 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from known_machine import UNMEASURED
 from torch import Tensor, nn
 
 from headway.core.module_model import ModuleModel
 from headway.core.module_workload import workload_from
 from headway.core.system import Context
-from headway.core.target import ComputeRate, MemoryLevel, Target
 from headway.vision.fold import randomise_norms
 
-TARGET = Target(
-    name="test",
-    fingerprint="0" * 16,
-    memory=(MemoryLevel("L2", 1 << 20, 1e11, 5e10, 1e-8), MemoryLevel("DRAM", 1 << 34, 3e10, 2e10, 1e-7)),
-    compute=(ComputeRate("f32", "fma", 1e11, 1e11),),
-    dispatch_s=1e-6,
-    crossing_s=1e-7,
-    ram_bytes=1 << 34,
-    available_bytes=1 << 33,
-    cores=1,
-    isa=("avx2",),
-)
 SIDE = 16
 
 
@@ -106,4 +94,4 @@ def model(module: nn.Module | None = None, **more: Any) -> ModuleModel:
 
 
 def context(count: int = 64, **more: Any) -> Context:
-    return Context(TARGET, [(part,) for part in images(count).split(8)], threads=1, **more)
+    return Context(UNMEASURED, [(part,) for part in images(count).split(8)], threads=1, **more)

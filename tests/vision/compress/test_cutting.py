@@ -18,7 +18,7 @@ from headway.vision.fold import fold, relative_error
 def test_cutting_nothing_is_exact() -> None:
     whole, x = net(), images(4)
     groups = groups_of(whole, x[:1])
-    moments = moments_of(whole, groups, [x], True, 0)
+    moments = moments_of(whole, groups, [x], "classification", 0)
     kept = {group.name: torch.arange(group.width) for group in groups}
     for given in (None, moments):
         made, sizes = cut(whole, groups, kept, given)
@@ -78,7 +78,7 @@ def test_what_is_predicted_by_what_stays_is_not_missed() -> None:
         whole.hidden.weight[5], whole.hidden.bias[5] = whole.hidden.weight[3] + whole.hidden.weight[4], 18.0
         whole.hidden.weight[6] = 0.0
     groups = [group for group in groups_of(whole, x[:1]) if group.name == "hidden"]
-    moments = moments_of(whole, groups, x.split(4), True, 0)
+    moments = moments_of(whole, groups, x.split(4), "classification", 0)
     kept = {"hidden": torch.tensor([c for c in range(48) if c not in (5, 6)])}
     made = cut(whole, groups, kept, moments)[0]
     assert relative_error(whole(x), made(x)) < 2e-2 < relative_error(whole(x), cut(whole, groups, kept)[0](x))

@@ -39,6 +39,7 @@ from headway.core.system import Context
 from headway.core.weight import F32
 from headway.hardware.machine import read_machine
 from headway.hardware.probe import is_quiet
+from headway.training.sampled_loss import sampled_loss
 
 CAP = 4.0
 PLAIN = 0.8
@@ -191,26 +192,6 @@ def _pieces(arguments: tuple[Any, ...], task: str) -> list[tuple[Any, ...]]:
     if task == "language" and all(isinstance(a, Tensor) for a in arguments):
         return list(zip(*(a.split(1) for a in arguments), strict=True))
     return [arguments]
-
-
-def sampled_loss(output: Any, task: str, generator: torch.Generator) -> tuple[Tensor, int]:
-    """A scalar whose gradient has the curvature of the task's loss as its second moment; and the losses summed in it.
-
-    Language, classification: -ln p of a label drawn from the model's own distribution, whose curvature is the Fisher
-    matrix. Any other output: a random projection over the output's norm, for the relative squared error.
-    """
-    from headway.core.module_workload import first_tensor
-
-    values = first_tensor(output).float()
-    if task in ("language", "classification"):
-        rows = values.reshape(-1, values.shape[-1])
-        below = rows.detach().softmax(-1).cumsum(-1)  # far cheaper than torch.multinomial for a whole vocabulary
-        drawn = torch.rand(len(rows), 1, generator=generator) * below[:, -1:]
-        labels = torch.searchsorted(below, drawn)[:, 0].clamp_max(rows.shape[-1] - 1)
-        return nn.functional.cross_entropy(rows, labels, reduction="sum"), len(rows)
-    direction = torch.randn(values.shape, generator=generator)
-    norms = values.detach().reshape(len(values), -1).norm(dim=1).clamp_min(1e-30)
-    return (direction * values).reshape(len(values), -1).sum(1).div(norms).sum(), len(values)
 
 
 @dataclass

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from headway.core.interrupts import check
 from headway.core.module_cut import Cut, beneath
 from headway.core.module_tree import copy_tree
-from headway.core.module_workload import first_tensor
+from headway.training.sampled_loss import sampled_loss
 from headway.vision.compress.channels import Group
 
 Kept = Mapping[str, Tensor]
@@ -38,10 +38,8 @@ class Moments:
     covariance: Mapping[str, Tensor]
 
 
-def moments_of(
-    module: nn.Module, groups: Sequence[Group], batches: Sequence[Tensor], classes: bool, seed: int
-) -> Moments:
-    """Of these groups; `batches`: (n, channels, height, width) each. classes: whether the network gives logits."""
+def moments_of(module: nn.Module, groups: Sequence[Group], batches: Sequence[Tensor], task: str, seed: int) -> Moments:
+    """Of these groups; `batches`: (n, channels, height, width) each."""
     module = copy_tree(module).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     importance = {group.name: torch.zeros(group.width, dtype=torch.float64) for group in groups}
@@ -65,26 +63,13 @@ def moments_of(
         check()
         for group in groups:
             masks[group.name] = torch.ones(len(batch), group.width, requires_grad=True)
-        answer = first_tensor(module(batch)).float()
-        felt = torch.autograd.grad(
-            _drawn(answer, classes, generator), list(masks.values()), allow_unused=True, materialize_grads=True
-        )
+        loss, _ = sampled_loss(module(batch), task, generator)
+        felt = torch.autograd.grad(loss, list(masks.values()), allow_unused=True, materialize_grads=True)
         for name, gradient in zip(masks, felt, strict=True):
             importance[name] += gradient.double().square().sum(0)
     means = {reader: each.total / each.rows for reader, each in sums.items()}
     covariances = {r: each.products / each.rows - means[r].outer(means[r]) for r, each in sums.items()}
     return Moments(importance, means, covariances)
-
-
-def _drawn(answer: Tensor, classes: bool, generator: torch.Generator) -> Tensor:
-    """Sum over inputs of a number whose gradient's square is what a change of the answer weighs."""
-    if not classes:
-        flat = answer.flatten(1)
-        direction = torch.randn(flat.shape, generator=generator)
-        return (flat * direction).sum() / torch.linalg.vector_norm(flat.detach()).clamp_min(1e-30)
-    likely = answer.flatten(0, -2).log_softmax(-1)
-    drawn = torch.multinomial(likely.detach().exp(), 1, generator=generator)
-    return likely.gather(1, drawn).sum()
 
 
 class _Sums:

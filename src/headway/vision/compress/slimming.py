@@ -40,17 +40,17 @@ from torch import Tensor, nn
 from headway.core.card import Card
 from headway.core.errors import BadInput
 from headway.core.files import cache_folder, make_folder
+from headway.core.jsontext import plain
 from headway.core.model import Model
 from headway.core.module_model import ModuleModel, native_forward
 from headway.core.module_workload import digest, first_tensor
 from headway.core.registry import source_digest
 from headway.core.system import YES, Context, Costs, NetworkTransform, Settings, Verdict, no
 from headway.core.target import Target
-from headway.training.distil import DECIDES
 from headway.vision.compress.channels import Group, groups_of
 from headway.vision.compress.cutting import cut, moments_of
 from headway.vision.compress.distil import Course, apart, distilled
-from headway.vision.compress.widths import LEVELS, CostKind, Ground, measured, ordered, searched, uniform
+from headway.vision.compress.widths import LEVELS, CostKind, Ground, Width, measured, ordered, searched, uniform
 from headway.vision.count import count
 from headway.vision.runtime.capture import NotNative
 
@@ -238,11 +238,9 @@ class _Slimming:
         return made
 
     def _kept(self, what: str, settings: Any, build: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        cache, context = self.context.cache, self.context
-        if cache is None:
-            return build()
-        here = [context.target.fingerprint, context.threads] if self.settings.cost == "latency" else []
-        return cache.arrays(cache.key("slimming", what, *self.key, here, settings), build)
+        cache = self.context.cache
+        key = ["slimming", what, *self.key, self._here(), settings]
+        return build() if cache is None else cache.arrays(cache.key(*key), build)
 
     def _widths(self) -> dict[str, Any]:
         """`kept NAME`: the channels of each group that stay; `share`: of the cost."""
@@ -270,27 +268,26 @@ class _Slimming:
         kept = {f"kept {name}": channels.numpy() for name, channels in ground.kept(widths).items()}
         return {**kept, "share": np.array([share])}
 
-    def _table(self, ground: Ground) -> Any:
+    def _table(self, ground: Ground) -> dict[str, list[Width]]:
         """Of this model, whatever is to be kept of it."""
-        from headway.core.jsontext import plain
-        from headway.vision.compress.widths import Width
+        cache, context = self.context.cache, self.context
 
         def build() -> Any:
-            return plain(measured(ground, self.context.progress))
+            return plain(measured(ground, context.progress))
 
-        if self.context.cache is None:
-            return measured(ground, self.context.progress)
-        here = [self.context.target.fingerprint, self.context.threads] if ground.cost == "latency" else []
-        key = self.context.cache.key("slimming", "table", *self.key, here, ground.cost, self.settings.channels)
-        held = self.context.cache.json(key, build)
+        key = ["slimming", "table", *self.key, self._here(), ground.cost, self.settings.channels]
+        held = build() if cache is None else cache.json(cache.key(*key), build)
         return {name: [Width(**width) for width in widths] for name, widths in held.items()}
 
+    def _here(self) -> list[Any]:
+        """What measured costs depend on besides the network."""
+        return [self.context.target.fingerprint, self.context.threads] if self.settings.cost == "latency" else []
+
     def _moments(self) -> Any:
-        classes = self.model.task in DECIDES
         key = digest(self.key)
         if f"slimming {key}" not in self.context.held:
             batches = torch.split(self.seen, BATCH)
-            made = moments_of(self.module, self.groups, batches, classes, self.context.seed)
+            made = moments_of(self.module, self.groups, batches, self.model.task, self.context.seed)
             self.context.held[f"slimming {key}"] = made
         return self.context.held[f"slimming {key}"]
 
