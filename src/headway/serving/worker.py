@@ -150,5 +150,5 @@ def _training(engine: Engine) -> Training | None:
     if not isinstance(job, FineTune):
         return None
     losses = job.trainer.losses
-    trouble = job.error or getattr(engine.scheduler, "starved", "")
+    trouble = job.error or engine.scheduler.starved
     return Training(job.position.step, job.position.course.steps, losses[-1] if losses else None, trouble)

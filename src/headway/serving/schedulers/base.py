@@ -214,6 +214,11 @@ class Scheduler(ABC):
     The simulator then asks it once for many passes.
     """
 
+    @property
+    def starved(self) -> str:
+        """Why a training job does not run; "" when it does, or there is none."""
+        return ""
+
     @abstractmethod
     def decide(self, view: View) -> Plan:
         """Called while a lane is idle and a request, or a training job, is there.

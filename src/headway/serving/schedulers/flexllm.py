@@ -104,8 +104,7 @@ class CoServe(Scheduler):
         if asked:
             self.iterations += 1
             self.skipped += not pieces
-        else:
-            self.too_long = not pieces
+        self.too_long = not pieces and not asked
         if pieces:
             batch.extra = tuple(pieces)
             plan.lanes[MAIN] = batch
