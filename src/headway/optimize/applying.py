@@ -12,7 +12,16 @@ from headway.core.model import Model
 from headway.core.patterns import compiled, matches
 from headway.core.recipe import Recipe
 from headway.core.registry import entry, system
-from headway.core.system import Context, Policy, Settings, System, Transform, WeightSettings, sites_taken
+from headway.core.system import (
+    Context,
+    NetworkTransform,
+    Policy,
+    Settings,
+    System,
+    Transform,
+    WeightSettings,
+    sites_taken,
+)
 from headway.core.units import nearest
 from headway.llm.weights.transform import WeightTransform
 
@@ -45,7 +54,7 @@ def check_sites(recipe: Recipe, model: Model, *, named: bool = True) -> None:
     named: whether every pattern has to name a site.
     """
     takers: dict[str, str] = {}
-    apart = any(found.card.slot == "network" for found, _ in prepared(recipe))  # decided on the network it makes
+    apart = any(isinstance(found, NetworkTransform) for found, _ in prepared(recipe))  # decided on the network it makes
     for step, (found, settings) in zip(recipe.steps, prepared(recipe), strict=True):
         if not isinstance(settings, WeightSettings):
             continue
@@ -100,7 +109,7 @@ def apply_recipe(recipe: Recipe, model: Model, context: Context) -> Model:
         with entry(found.card.slug).blamed():
             if isinstance(found, Transform):
                 model = found.apply(model, settings, context)
-                if found.card.slot == "network":  # what follows is calibrated on the network that is there now
+                if isinstance(found, NetworkTransform):  # what follows is calibrated on the network that is there now
                     context = replace(context, original=model)
                     check_sites(Recipe(recipe.steps[at:]), model, named=False)
             elif isinstance(found, Policy):

@@ -26,7 +26,7 @@ from headway.core.pages import trim
 from headway.core.recipe import Recipe, Step
 from headway.core.registry import BrokenPlugIn, systems
 from headway.core.slots import SLOTS
-from headway.core.system import Context, Policy
+from headway.core.system import Context, NetworkTransform, Policy
 from headway.core.weight import F32, Weight
 from headway.llm.weights import sensitivity
 from headway.llm.weights.calibration import hessians, key_of, seconds_of_input
@@ -57,13 +57,14 @@ def make_space(subject: Subject, context: Context, request: Request, until: floa
     fixed = {SLOTS[found.slot].name for found in (systems()[step.system].card for step in request.recipe.steps)}
     weights: list[tuple[str, WeightTransform[Any], list[dict[str, Any]]]] = []
     policies: dict[str, list[Step]] = {}
+    networks = 0  # the search stands on one: `Search.smaller` tries others
     # References first: the cheapest to make, when the time is short.
     for slug, entry in sorted(systems().items(), key=lambda item: (not item[1].card.reference, item[0])):
         if slug in request.without or (request.only and slug not in request.only):
             continue
         if entry.card.kind not in ("transform", "policy") or entry.card.slot in fixed:
             continue
-        if not SLOTS[entry.card.slot].searched or entry.card.slot == "network":  # a search stands on a network
+        if not SLOTS[entry.card.slot].searched:
             continue
         if any(compatibility.clash(systems()[step.system].card, entry.card) for step in request.recipe.steps):
             continue
@@ -80,7 +81,9 @@ def make_space(subject: Subject, context: Context, request: Request, until: floa
             weights.append((slug, system, options))
         elif isinstance(system, Policy):
             policies.setdefault(entry.card.slot, []).extend(Step(slug, option) for option in options)
-    if not weights and not policies and not request.recipe.steps:
+        elif isinstance(system, NetworkTransform):
+            networks += 1
+    if not weights and not policies and not networks and not request.recipe.steps:
         raise BadInput(f"no system applies to {subject.model.name}", "see: headway systems, and --only/--without")
     plug = partial(plug_policies, model=subject.model, context=context)
     plugged = [subject.model, *(plug(Recipe((step,))) for steps in policies.values() for step in steps)]

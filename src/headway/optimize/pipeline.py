@@ -18,7 +18,7 @@ from headway.core.cache import StepCache
 from headway.core.evidence import Evidence
 from headway.core.ledger import Ledger
 from headway.core.recipe import Recipe, Step
-from headway.core.registry import systems
+from headway.core.registry import BrokenPlugIn, systems
 from headway.core.system import Context, NetworkTransform
 from headway.hardware.correct import Run as MeasuredRun
 from headway.hardware.correct import learn
@@ -174,17 +174,24 @@ class Search:
                 continue
             if entry.card.kind != "transform" or request.model.task == "language":
                 continue
-            system = entry.load()
-            if not isinstance(system, NetworkTransform) or not system.applies(request.model, self.context.target):
+            try:
+                system = entry.load()
+                with entry.blamed():
+                    given = request.model, self.context.target
+                    if not isinstance(system, NetworkTransform) or not system.applies(*given):
+                        continue
+                    options = system.options(*given)
+            except BrokenPlugIn as error:
+                self.context.progress.note(f"left out: {error}")
                 continue
-            for option in system.options(request.model, self.context.target):
+            for option in options:
                 settings = system.settings.parse(option, slug)
                 known = any(step.system == slug and option.items() <= step.settings.items() for step in tried)
                 if known or not any(self._would_hold(candidate, system.shares(settings)) for candidate in base):
                     continue
                 more = system.fitted(request.model, settings, self.context, left)
                 if more is None:
-                    self.context.notes.append(f"{slug} was not tried: a longer --time suffices for it")
+                    self.context.notes.append(f"{Step(slug, option)} was not tried: a longer --time suffices for it")
                     return None
                 return Recipe((Step(slug, {**option, **more}),))
         return None

@@ -56,6 +56,12 @@ def test_it_is_not_tried_where_the_budget_holds_without_or_the_time_is_short(mon
     assert not late.met and all("slimming" not in found for found in systems_of(late))
 
 
+def test_it_is_tried_alone_where_no_other_system_may_be() -> None:
+    size = 0.8 * model().size_bytes()
+    result = optimized(f"size<={size / 1e3:.2f}kB, quality>=0.1", only=("slimming",))
+    assert result.met and systems_of(result)[-1] == {"slimming"}
+
+
 def test_a_network_that_the_user_chose_is_under_every_candidate() -> None:
     fixed = 'slimming(keep=0.7, cost="macs", steps=0)'
     result = optimized("quality>=0.3", recipe=fixed)
