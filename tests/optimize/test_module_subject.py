@@ -91,3 +91,13 @@ def test_a_judge_must_give_numbers(answer: str, tmp_path: Path, monkeypatch: pyt
     subject = one_linear(Workload(data=plain.data, quality=f"{name}:judge"))
     with pytest.raises(BadInput, match=f"quality {name}:judge gave"):
         subject.qualities([subject.model], "search", 1, full=True)
+
+
+def test_on_another_network_quality_is_still_against_the_first() -> None:
+    torch.manual_seed(0)
+    nets = [torch.nn.Linear(4, 4).eval() for _ in range(2)]
+    inputs = [(torch.randn(1, 4),) for _ in range(10)]
+    first, second = (ModuleModel(net, inputs[0][0]) for net in nets)
+    subject = ModuleSubject(first, Workload(data=workload_from(inputs, first.task))).on(second)
+    found = subject.qualities([first, second], "search", subject.units("search"), True)
+    assert found[0]["quality"] == 1.0 and found[1]["quality"] < 0.9

@@ -10,7 +10,8 @@ from torch import nn
 from headway.core.errors import BadInput
 from headway.core.module_cut import Cut, resized
 from headway.vision.compress.channels import groups_of
-from headway.vision.compress.cutting import cut, moments_of
+from headway.vision.compress.cutting import cut, moments_of, predicted
+from headway.vision.compress.widths import ordered
 from headway.vision.count import count, stored
 from headway.vision.fold import fold, relative_error
 
@@ -88,10 +89,24 @@ def test_channels_that_the_answer_does_not_feel_have_no_importance() -> None:
     whole, x = net(), images(16)
     with torch.no_grad():
         whole.out.weight[:, 7] = 0.0
-    for classes in (True, False):
-        moments = moments_of(whole, groups_of(whole, x[:1]), x.split(8), classes, 0)
+    for task in ("classification", "other"):
+        groups = groups_of(whole, x[:1])
+        moments = moments_of(whole, groups, x.split(8), task, 0)
         assert moments.importance["hidden"][7] == 0
         assert int((moments.importance["hidden"] > 0).sum()) > 20
+        assert int(ordered(moments, groups, "importance", 0)["hidden"][0]) == int(moments.importance["hidden"].argmax())
+        assert 7 not in ordered(moments, groups, "importance", 0)["hidden"][:20]
+
+
+def test_a_channel_is_predicted_by_those_that_make_it_up() -> None:
+    """x2 = x0 - 2 x1 + 3: what varies is found, not its mean alone."""
+    random = torch.Generator().manual_seed(0)
+    kept = torch.randn(500, 2, dtype=torch.float64, generator=random)
+    x = torch.cat((kept, kept @ torch.tensor([[1.0], [-2.0]], dtype=torch.float64) + 3.0), 1)
+    mean = x.mean(0)
+    a, b = predicted(mean, x.T @ x / len(x) - mean.outer(mean), torch.tensor([0, 1]))
+    error = kept @ a.T + b - x
+    assert float(error.std() / x[:, 2].std()) < 0.1 and float(error.mean(0).abs().max()) < 1e-9
 
 
 @pytest.mark.parametrize(

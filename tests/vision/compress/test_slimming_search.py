@@ -56,6 +56,13 @@ def test_it_is_not_tried_where_the_budget_holds_without_or_the_time_is_short(mon
     assert not late.met and all("slimming" not in found for found in systems_of(late))
 
 
+def test_every_network_is_tried_once_where_each_falls_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slimming.Slimming, "shares", lambda *given: {"size_bytes": 0.0})
+    result = optimized("size<=1kB, quality>=0.01", only=("slimming",), time_s=60.0)
+    tried = [dict(candidate.recipe.steps[0].settings)["keep"] for candidate in result.candidates[1:]]
+    assert not result.met and tried == [0.9, 0.6]
+
+
 def test_it_is_tried_alone_where_no_other_system_may_be() -> None:
     size = 0.8 * model().size_bytes()
     result = optimized(f"size<={size / 1e3:.2f}kB, quality>=0.1", only=("slimming",))
