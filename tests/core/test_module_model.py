@@ -375,26 +375,6 @@ def test_a_mask_of_minus_infinities_is_no_broken_weight_but_a_nan_is() -> None:
         ModuleModel(net, torch.ones(1, 4))
 
 
-class ComplexFirst(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = nn.Linear(4, 4, dtype=torch.complex64)
-        self.nothing = nn.Linear(4, 0)
-        self.outer = nn.Linear(4, 2)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.outer(self.inner(x.to(torch.complex64)).abs()) + self.nothing(x).sum()
-
-
-def test_layers_of_complex_or_no_numbers_are_no_sites() -> None:
-    net = ComplexFirst().eval()
-    assert [site.name for site in ModuleModel(net, torch.zeros(1, 4)).sites()] == ["outer"]
-    with torch.no_grad():
-        net.inner.weight[0, 0] = complex(0.0, float("nan"))
-    with pytest.raises(BadInput, match=r"inner\.weight holds"):
-        ModuleModel(net, torch.zeros(1, 4))
-
-
 def test_a_lazy_layer_is_refused_until_it_has_a_shape() -> None:
     net = nn.Sequential(nn.LazyLinear(3))
     with pytest.raises(BadInput, match="has no shape yet; run the module once"):

@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from headway.core.errors import BadInput
+from headway.core.module_model import ModuleModel
 from headway.core.packed_modules import PackedConv1x1, PackedLinear, TensorWeight, pack, site_kind, tensor_of, unpack
 from headway.llm.weights.base import load_weight
 
@@ -63,3 +65,23 @@ def test_the_exact_value_is_a_copy_one_may_write_to() -> None:
     weight = TensorWeight(torch.zeros(2, 2))
     tensor_of(weight)[0, 0] = 1
     assert weight.dequantize().sum() == 0
+
+
+class ComplexFirst(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 4, dtype=torch.complex64)
+        self.nothing = nn.Linear(4, 0)
+        self.outer = nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.outer(self.inner(x.to(torch.complex64)).abs()) + self.nothing(x).sum()
+
+
+def test_layers_of_complex_or_no_numbers_are_no_sites() -> None:
+    net = ComplexFirst().eval()
+    assert [site.name for site in ModuleModel(net, torch.zeros(1, 4)).sites()] == ["outer"]
+    with torch.no_grad():
+        net.inner.weight[0, 0] = complex(0.0, float("nan"))
+    with pytest.raises(BadInput, match=r"inner\.weight holds"):
+        ModuleModel(net, torch.zeros(1, 4))
