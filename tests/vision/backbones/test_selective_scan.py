@@ -1,15 +1,18 @@
-"""The tiled scan against the definition, in values and gradients, in both directions."""
+"""The tiled and the native scan against the definition, in values and gradients, in both directions."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from headway.core.errors import BadInput
-from headway.vision.backbones.selective_scan import selective_scan, selective_scan_reference
+from headway.core.threads import on_threads
+from headway.kernels import cpu
+from headway.vision.backbones.selective_scan import causal_filter, selective_scan, selective_scan_reference
 from headway.vision.fold import relative_error
 
 
@@ -55,7 +58,7 @@ def test_gradients_are_those_of_the_definition(tokens: int, tile: int, reverse: 
 
 
 def test_states_of_the_whole_sequence_are_never_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = inputs(4096, width=8, state=16, batch=1)
+    given = [value.double() for value in inputs(4096, width=8, state=16, batch=1)]
     largest = 0
 
     class Watch(torch.overrides.TorchFunctionMode):
@@ -93,3 +96,81 @@ def test_an_exporter_is_refused_since_it_would_unroll_the_scan(monkeypatch: pyte
     monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
     with pytest.raises(BadInput, match="a selective scan cannot be exported"):
         selective_scan(*inputs(5))
+
+
+def whole(given: list[Tensor], added: Tensor, gate: Tensor, reverse: bool) -> Tensor:
+    """All that passes with a scan, in float64; `dt` before its softplus."""
+    u, dt, a, b, c, d = (value.double() for value in given)
+    y = selective_scan_reference(u, F.softplus(dt), a, b, c, d, reverse=reverse)
+    return (y + added.double()) * F.silu(gate.double())
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(1, 100), st.integers(1, 40), st.integers(1, 20), st.integers(1, 3), st.booleans(),
+    st.sampled_from(cpu.levels()), st.integers(1, 3), st.integers(0, 99),
+)  # fmt: skip
+def test_the_native_scan_is_the_definition_on_every_level(
+    tokens: int, width: int, state: int, batch: int, reverse: bool, level: str, threads: int, seed: int
+) -> None:
+    given = inputs(tokens, width, state, batch, seed)
+    given[1] = 20.0 * given[1].log()  # steps from almost none to almost ten
+    random = torch.Generator().manual_seed(seed)
+    both = torch.randn(batch, tokens, 2 * width, generator=random)
+    added, gate = both.chunk(2, -1)  # rows that do not follow one another
+    options = {"added": added, "gate": gate, "softplus": True, "reverse": reverse}
+    with cpu.at_level(level), on_threads(threads):
+        found = selective_scan(*given, **options)  # type: ignore[arg-type]
+        plain = selective_scan(*given[:1], F.softplus(given[1]), *given[2:], reverse=reverse)
+    assert relative_error(whole(given, added, gate, reverse), found) <= 2e-6
+    assert torch.equal(found, selective_scan(*given, **options))  # type: ignore[arg-type]
+    assert relative_error(whole(given, added, gate, reverse), (plain + added) * F.silu(gate)) <= 2e-6
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_what_learns_passes_by_the_native_scan_and_gives_the_same(reverse: bool) -> None:
+    given = inputs(40)
+    added, gate = torch.randn(2, 2, 40, 6)
+    learning = [value.clone().requires_grad_() for value in (*given, added, gate)]
+    *others, added_, gate_ = learning
+    found = selective_scan(*others, added=added_, gate=gate_, softplus=True, reverse=reverse)
+    assert relative_error(whole(given, added, gate, reverse), found) <= 2e-6
+    assert all(value is not None for value in torch.autograd.grad(found.sum(), learning))
+
+
+def test_numbers_that_are_none_stay_so_and_others_do_not_become_them() -> None:
+    given = inputs(70, width=20)
+    given[0][0, 30, 3] = torch.nan
+    found = selective_scan(*given)
+    assert torch.isnan(found[0, 30:, 3]).all()
+    found[0, 30:, 3] = 0.0
+    assert torch.isfinite(found).all()
+    u, dt, a, b, c, d = inputs(70, width=20)
+    steps = torch.full_like(dt, 1e4)  # softplus of much is as much, of little nothing
+    assert torch.isfinite(selective_scan(u, steps, a, b, c, d, softplus=True)).all()
+    assert torch.allclose(selective_scan(u, -steps, a, b, c, d, softplus=True), u * d)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(1, 140), st.integers(1, 40), st.integers(1, 6), st.booleans(), st.booleans(), st.booleans(),
+    st.sampled_from(cpu.levels()),
+)  # fmt: skip
+def test_the_native_filter_is_the_convolution_on_every_level(
+    tokens: int, width: int, taps: int, silu: bool, reverse: bool, biased: bool, level: str
+) -> None:
+    random = torch.Generator().manual_seed(tokens)
+    x = torch.randn(2, tokens, width + 3, generator=random)[:, :, 3:]
+    weight, bias = torch.randn(width, taps, generator=random), torch.randn(width, generator=random) if biased else None
+    x64 = x.double().flip(1) if reverse else x.double()
+    exact = F.conv1d(
+        F.pad(x64.mT, (taps - 1, 0)), weight.double()[:, None], None if bias is None else bias.double(), groups=width
+    ).mT
+    exact = F.silu(exact) if silu else exact
+    exact = exact.flip(1) if reverse else exact
+    with cpu.at_level(level):
+        found = causal_filter(x, weight, bias, silu=silu, reverse=reverse)
+    assert relative_error(exact, found) <= 2e-6
+    assert torch.equal(found, causal_filter(x, weight, bias, silu=silu, reverse=reverse))
+    learning = causal_filter(x, weight.clone().requires_grad_(), bias, silu=silu, reverse=reverse)
+    assert relative_error(exact, learning.detach()) <= 2e-6

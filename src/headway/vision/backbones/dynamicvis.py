@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from headway.core.card import Card
 from headway.core.errors import BadInput
 from headway.vision.backbones.base import Backbone, BackboneFamily, BackboneSettings
-from headway.vision.backbones.selective_scan import selective_scan
+from headway.vision.backbones.selective_scan import causal_filter, selective_scan
 from headway.vision.backbones.token_selector import Selection, TokenSelector
 
 SYSTEM = Card(
@@ -67,7 +67,7 @@ class Config:
     gumbel_scale: float = 0.1
     """Scale of the noise on the router's scores while training."""
     tile: int = 0
-    """Tokens whose states the scan holds at once; 0: chosen by width."""
+    """Tokens whose states the scan holds at once while it learns; 0: chosen by width."""
 
 
 CONFIGS = {
@@ -77,7 +77,7 @@ CONFIGS = {
 
 
 class CausalConv(nn.Conv1d):
-    """A filter of each channel over its last `TAPS` tokens: (batch, tokens, width) -> the same shape.
+    """A filter of each channel over its last `TAPS` tokens, and SiLU: (batch, tokens, width) -> the same shape.
 
     reverse: over the next ones, with the weights in the same order away from the token.
     """
@@ -86,13 +86,7 @@ class CausalConv(nn.Conv1d):
         super().__init__(width, width, TAPS, groups=width)
 
     def forward(self, x: Tensor, reverse: bool = False) -> Tensor:
-        assert self.bias is not None
-        taps = self.weight[:, 0].unbind(-1)
-        made = x * taps[-1] + self.bias
-        for lag in range(1, TAPS):
-            to, of = (made[:, :-lag], x[:, lag:]) if reverse else (made[:, lag:], x[:, :-lag])
-            to += of * taps[-1 - lag]
-        return made
+        return causal_filter(x, self.weight[:, 0], self.bias, silu=True, reverse=reverse)
 
 
 class Mamba(nn.Module):
@@ -114,23 +108,25 @@ class Mamba(nn.Module):
         steps = torch.exp(torch.empty(width).uniform_(math.log(0.001), math.log(0.1)))
         self.dt_proj.bias.data = steps + torch.log(-torch.expm1(-steps))
 
-    def scan(self, a: Tensor, reverse: bool = False) -> Tensor:
-        """(batch, tokens, width) -> the same shape: convolution and recurrence in one direction."""
-        a = F.silu(self.conv1d(a, reverse))
+    def scan(self, a: Tensor, reverse: bool = False, added: Tensor | None = None, gate: Tensor | None = None) -> Tensor:
+        """(batch, tokens, width) -> the same shape: convolution and recurrence in one direction, added to, gated."""
+        a = self.conv1d(a, reverse)
         dt, b, c = self.x_proj(a).split([self.rank, self.state, self.state], -1)
-        dt = F.softplus(self.dt_proj(dt))
-        return selective_scan(a, dt, -torch.exp(self.A_log.float()), b, c, self.D, reverse=reverse, tile=self.tile)
+        return selective_scan(
+            a, self.dt_proj(dt), -torch.exp(self.A_log.float()), b, c, self.D,
+            added=added, gate=gate, softplus=True, reverse=reverse, tile=self.tile,
+        )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
         a, z = self.in_proj(x).chunk(2, -1)
-        y: Tensor = self.out_proj(self.scan(a) * F.silu(z))
+        y: Tensor = self.out_proj(self.scan(a, gate=z))
         return y
 
     def both_ways(self, x: Tensor) -> Tensor:
-        """The mean of `forward` and of `forward` on the flipped sequence, flipped back."""
+        """The sum of `forward` and of `forward` on the flipped sequence, flipped back."""
         a, z = self.in_proj(x).chunk(2, -1)
-        y: Tensor = self.out_proj((self.scan(a) + self.scan(a, reverse=True)) * F.silu(z))
-        return 0.5 * y
+        y: Tensor = self.out_proj(self.scan(a, reverse=True, added=self.scan(a), gate=z))
+        return y
 
 
 class BiMamba(nn.Module):
@@ -143,7 +139,7 @@ class BiMamba(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         normed: Tensor = self.norm(x)
-        return x + self.mamba.both_ways(normed)
+        return x.add(self.mamba.both_ways(normed), alpha=0.5)
 
     def attention_macs(self, x: Tensor) -> int:
         """Multiply-adds of the two scans, three per value of a state: decay, input, output."""
@@ -300,7 +296,10 @@ class DynamicvisSettings(BackboneSettings):
     in_channels: int = Field(3, ge=1, le=64, description="bands of the images; weights are for 3")
     out: Literal["avg", "featmap"] = Field("avg", description="classes of pooled features, or the last map as it is")
     tile_tokens: int = Field(
-        0, ge=0, le=65536, description="tokens whose states the scan holds at once; 0: as many as fit a core's cache"
+        0,
+        ge=0,
+        le=65536,
+        description="tokens whose states the scan holds at once while it learns; 0: as many as fit a core's cache",
     )
 
 

@@ -6,46 +6,138 @@
 Backwards, `reverse`, the same recurrence runs from the last token to the first over the same memory: nothing is
 flipped.
 
-Layout, for a kernel that takes the place of the loop: u, dt and y are (batch, tokens, width), B and C (batch, tokens,
-state), with contiguous rows; A is (width, state), D (width). States are kept as (batch, state, width), so that the
-innermost loop runs over channels, in float32 (float64 for such inputs). Sixteen states of every token are never held:
-they exist for one tile of tokens at a time, of about `TILE` values. Gradients keep the state before each tile, and
-compute those within it again.
+u, dt and y are (batch, tokens, width), B and C (batch, tokens, state); A is (width, state), D (width). What comes
+before and after the recurrence in Mamba passes with it: softplus of dt, another y that is added, a gate.
+
+In float32 on a CPU, without gradients, one native kernel does all of it (kernels/cpu/scan_kernel.h). Otherwise states
+are kept as (batch, state, width), so that the innermost loop runs over channels, in float32 (float64 for such inputs).
+Sixteen states of every token are never held: they exist for one tile of tokens at a time, of about `TILE` values.
+Gradients keep the state before each tile, and compute those within it again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from headway.core.errors import BadInput
+from headway.kernels.cpu import _cpu
 
 TILE = 1 << 17
 """Values of a tile's states: 512 KB, which stay in a core's cache."""
 
 
 def selective_scan(
-    u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor, *, reverse: bool = False, tile: int = 0
+    u: Tensor,
+    dt: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor,
+    *,
+    added: Tensor | None = None,
+    gate: Tensor | None = None,
+    softplus: bool = False,
+    reverse: bool = False,
+    tile: int = 0,
 ) -> Tensor:
-    """(batch, tokens, width) -> the same shape.
+    """(batch, tokens, width) -> the same shape: (y + added) silu(gate).
 
-    dt: step sizes, not negative; a: (width, state), negative; tile: tokens whose states are held at once, 0: as many as
-    fit `TILE`. Raises `BadInput` for shapes that do not belong together, and for an exporter.
+    dt: step sizes, not negative, or with `softplus` what they are the softplus of; a: (width, state), negative; added,
+    gate: as u; tile: tokens whose states are held at once where there is no native kernel, 0: as many as fit `TILE`.
+    Raises `BadInput` for shapes that do not belong together, and for an exporter.
     """
-    _check(u, dt, a, b, c, d)
+    _check(u, dt, a, b, c, d, added, gate)
     if u.is_meta:
         return torch.empty_like(u)
     if torch.compiler.is_exporting():  # an exporter would unroll it, token by token
         raise BadInput("a selective scan cannot be exported", "run the network in torch")
+    given = [value for value in (u, dt, a, b, c, d, added, gate) if value is not None]
+    if _native(given):
+        return native_scan(u, dt, a, b, c, d, added, gate, softplus, reverse)
     if tile < 1:
         tile = max(16, min(64, TILE // max(1, u.shape[0] * a.numel())))
-    if torch.is_grad_enabled() and any(value.requires_grad for value in (u, dt, a, b, c, d)):
-        y: Tensor = _Scan.apply(u, dt, a, b, c, d, reverse, tile)  # type: ignore[no-untyped-call]
-        return y
-    return _forward(u, dt, a, b, c, d, reverse, tile, None)
+    dt = F.softplus(dt) if softplus else dt
+    y: Tensor
+    if torch.is_grad_enabled() and any(value.requires_grad for value in given):
+        y = _Scan.apply(u, dt, a, b, c, d, reverse, tile)  # type: ignore[no-untyped-call]
+    else:
+        y = _forward(u, dt, a, b, c, d, reverse, tile, None)
+    y = y if added is None else y + added
+    return y if gate is None else y * F.silu(gate)
+
+
+def native_scan(
+    u: Tensor,
+    dt: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor,
+    added: Tensor | None,
+    gate: Tensor | None,
+    softplus: bool,
+    reverse: bool,
+) -> Tensor:
+    """`selective_scan` by the native kernel, of float32 on a CPU; one call to those who listen to torch's functions."""
+    if has_torch_function((u, dt, a, b, c, d)):
+        made: Tensor = handle_torch_function(
+            native_scan, (u, dt, a, b, c, d), u, dt, a, b, c, d, added, gate, softplus, reverse
+        )
+        return made
+    y = torch.empty(u.shape)
+    rows = (None if value is None else _rows(value) for value in (u, dt, b, c, added, gate))
+    u, dt, b, c, added, gate = rows  # type: ignore[assignment]
+    a, d = (value.detach().contiguous() for value in (a, d))
+    _cpu.selective_scan(u, dt, a, b, c, d, y, added, gate, softplus, reverse, torch.get_num_threads())
+    return y
+
+
+def causal_filter(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, silu: bool = False, reverse: bool = False
+) -> Tensor:
+    """A filter of each channel over a token and those before it: (batch, tokens, width) -> the same shape.
+
+    weight: (width, taps), the token's own last; silu: of what comes out; reverse: over the tokens behind it.
+    """
+    given = [value for value in (x, weight, bias) if value is not None]
+    if _native(given) and not torch.compiler.is_exporting():
+        return native_filter(x, weight, bias, silu, reverse)
+    taps = weight.unbind(-1)
+    made = x * taps[-1]
+    for lag in range(1, min(len(taps), x.shape[1])):
+        to, of = (made[:, :-lag], x[:, lag:]) if reverse else (made[:, lag:], x[:, :-lag])
+        to += of * taps[-1 - lag]
+    made = made if bias is None else made + bias
+    return F.silu(made) if silu else made
+
+
+def native_filter(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool) -> Tensor:
+    """`causal_filter` by the native kernel; one call to those who listen to torch's functions."""
+    if has_torch_function((x, weight)):
+        made: Tensor = handle_torch_function(native_filter, (x, weight), x, weight, bias, silu, reverse)
+        return made
+    y = torch.empty(x.shape)
+    taps, shift = weight.detach().T.contiguous(), None if bias is None else bias.detach().contiguous()
+    _cpu.causal_filter(_rows(x), taps, shift, y, silu, reverse, torch.get_num_threads())
+    return y
+
+
+def _native(given: Sequence[Tensor]) -> bool:
+    """Whether a native kernel may take these: float32 on a CPU, of which no gradients are wanted."""
+    if torch.is_grad_enabled() and any(value.requires_grad for value in given):
+        return False
+    return all(value.dtype == torch.float32 and value.device.type == "cpu" for value in given)
+
+
+def _rows(value: Tensor) -> Tensor:
+    value = value.detach()
+    return value if value.stride(-1) == 1 else value.contiguous()
 
 
 def selective_scan_reference(
@@ -60,11 +152,14 @@ def selective_scan_reference(
     return torch.stack(outputs[::-1] if reverse else outputs, 1)
 
 
-def _check(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> None:
+def _check(
+    u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor, added: Tensor | None, gate: Tensor | None
+) -> None:
     batch, tokens, width = u.shape
     state = a.shape[-1]
     wanted = {"dt": (dt, u.shape), "a": (a, (width, state)), "d": (d, (width,))}
     wanted |= {"b": (b, (batch, tokens, state)), "c": (c, (batch, tokens, state))}
+    wanted |= {name: (value, u.shape) for name, value in (("added", added), ("gate", gate)) if value is not None}
     for name, (value, shape) in wanted.items():
         if value.shape != shape:
             raise BadInput(f"a scan over {tuple(u.shape)} was given {name} of {tuple(value.shape)}", f"give {shape}")
