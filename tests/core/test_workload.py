@@ -67,6 +67,25 @@ def test_a_python_without_help_topics_asks_for_a_text(monkeypatch: pytest.Monkey
         default_texts()
 
 
+def test_docstrings_of_every_nested_definition_come_as_a_walk_finds_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = '"""{} of' + " more" * 20 + '"""'
+    nested = ("for x in y:", "while x:", "with x:", "if x:", "async def f():", "class C:", "match x:\n case 1:")
+    source = words.format("module") + "\n"
+    for number, outer in enumerate(nested):
+        inner = " " * (1 + outer.count("\n")) + "def g(): " + words.format(f"inside {number}")
+        source += f"{outer}\n{inner}\n"
+    branches = ("try:", "except E:", "else:", "finally:")
+    source += "".join(f"{branch}\n class D: {words.format(branch)}\n" for branch in branches)
+    (tmp_path / "ast.py").write_text(source)
+    monkeypatch.setattr(ast, "__file__", str(tmp_path / "ast.py"))
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    found = [ast.get_docstring(node) for node in ast.walk(ast.parse(source)) if isinstance(node, kinds)]
+    assert list(docstrings()) == [text for text in found if text]
+    assert len(found) > len(nested) + len(branches)
+
+
 def test_docstrings_come_in_one_order() -> None:
     first = [text for text, _ in zip(docstrings(), range(50), strict=False)]
     assert first == [text for text, _ in zip(docstrings(), range(50), strict=False)]

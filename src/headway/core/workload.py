@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import os
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -144,12 +145,22 @@ def docstrings() -> Iterator[str]:
             tree = ast.parse(path.read_bytes())
         except (SyntaxError, ValueError, OSError):
             continue
-        for node in ast.walk(tree):
+        for node in _statements(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 text = ast.get_docstring(node) or ""
                 if len(text) >= 80 and text not in seen:
                     seen.add(text)
                     yield text
+
+
+def _statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """The tree and every statement in it in the order of `ast.walk`, which visits their expressions too."""
+    todo: deque[ast.AST] = deque([tree])
+    while todo:
+        node = todo.popleft()
+        yield node
+        for name in ("body", "cases", "handlers", "orelse", "finalbody"):
+            todo.extend(getattr(node, name, ()))
 
 
 def split_text(path: str | Path) -> Texts:
