@@ -12,13 +12,18 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 from hypothesis import settings
 from known_machine import know
+
+from headway.core import workload
+from headway.hardware import calibrate
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -54,11 +59,19 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("targets")
 
 
+calibration_text = cache(workload._calibration_text)
+
+
 @pytest.fixture
 def home(tmp_path: Path, learned: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A home of the test's own that knows this machine; what was learned of it is handed on."""
+    """A home of the test's own that knows this machine; what was learned of it is handed on.
+
+    Docstrings of the standard library are read once, and a kernel is timed as shortly as may be.
+    """
     folder = tmp_path / "home"
     monkeypatch.setenv("HEADWAY_HOME", str(folder))
+    monkeypatch.setattr(workload, "_calibration_text", calibration_text)
+    monkeypatch.setattr(calibrate, "Effort", partial(calibrate.Effort, point_s=0.005))
     targets = folder / "state" / "targets"
     if any(learned.iterdir()):
         shutil.copytree(learned, targets)
@@ -66,6 +79,26 @@ def home(tmp_path: Path, learned: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
         know()
     yield folder
     shutil.copytree(targets, learned, dirs_exist_ok=True)
+
+
+@pytest.fixture
+def short_search(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search that does everything fewer times, and counts memory instead of starting a process per candidate."""
+    from headway.optimize import footprint, pipeline, search
+    from headway.optimize.measuring import Bench
+
+    def counted(model: Any, workload: Mapping[str, Any], threads: int) -> float:
+        if model.task != "language":
+            return footprint.counted_bytes(model)
+        session = model.runtime.begin(int(workload["prompt_tokens"]) + 1)
+        session.feed(np.zeros(int(workload["prompt_tokens"]), np.int64))
+        return float(model.size_bytes() + session.nbytes)
+
+    for name, fewer in (("ROUNDS", 2), ("PROPOSED", 4), ("SURVIVORS", 2), ("PROOF_ROUNDS", 8)):
+        monkeypatch.setattr(pipeline, name, fewer)
+    monkeypatch.setattr(search, "TRIALS", 20)
+    monkeypatch.setattr(Bench, "metrics_limit_s", 0.0)  # the fewest pairs
+    monkeypatch.setattr(footprint, "peak_bytes", counted)
 
 
 CHROMIUM = (

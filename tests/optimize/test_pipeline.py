@@ -19,19 +19,17 @@ from headway.cli.main import main
 from headway.core.errors import BadInput
 from headway.core.module_workload import workload_from
 from headway.core.workload import Texts, Workload
-from headway.optimize import api, pipeline, search
+from headway.optimize import api, footprint, search
 from headway.optimize.api import machine
 from headway.optimize.result import Result
 
 WORDS = "the cat sat on a mat and saw the dog run to its house near a tree by the road "
 
 
-@pytest.fixture(autouse=True)
-def short(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A search with fewer of everything."""
-    for name, fewer in (("ROUNDS", 2), ("PROPOSED", 4), ("SURVIVORS", 2), ("PROOF_ROUNDS", 16)):
-        monkeypatch.setattr(pipeline, name, fewer)
-    monkeypatch.setattr(search, "TRIALS", 40)
+PROCESS = footprint.peak_bytes
+"""How a user's search measures memory."""
+
+pytestmark = pytest.mark.usefixtures("short_search")
 
 
 @pytest.fixture
@@ -52,7 +50,11 @@ def run(model: Path, budget: str, **options: object) -> Result:
     return result
 
 
-def test_a_budget_that_can_be_met_is_met_and_proven(tiny: Path, tmp_path: Path) -> None:
+def test_a_budget_that_can_be_met_is_met_and_proven(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "TRIALS", 40)
+    monkeypatch.setattr(footprint, "peak_bytes", PROCESS)
     original = headway.load(str(tiny))
     result = run(tiny, "quality>=0.8", output=tmp_path / "out")
     assert result.met

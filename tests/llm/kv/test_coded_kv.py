@@ -87,6 +87,7 @@ def test_what_cannot_be_is_refused(tiny: LanguageModel) -> None:
 
 
 @STORES
+@pytest.mark.usefixtures("short_search")
 def test_the_search_takes_it_where_it_saves(tiny: LanguageModel, step: str, store: str, keys: int, values: int) -> None:
     system = step.partition("(")[0]
     found = headway.optimize(tiny, budget="quality>=0.5", minimize="memory", only=[system], time_s=20.0, threads=1)

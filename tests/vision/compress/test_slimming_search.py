@@ -11,16 +11,14 @@ from slim_nets import model
 import headway
 from headway.core.module_origin import Origin
 from headway.core.recipe import Recipe
-from headway.optimize import footprint, pipeline, search
+from headway.optimize import pipeline
 from headway.vision.compress import slimming
 
 
 @pytest.fixture(autouse=True)
-def short(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, fewer in (("ROUNDS", 1), ("EXPLORED", 2), ("PROPOSED", 2), ("SURVIVORS", 1), ("PROOF_ROUNDS", 8)):
+def shorter(short_search: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, fewer in (("ROUNDS", 1), ("EXPLORED", 2), ("PROPOSED", 2), ("SURVIVORS", 1)):
         monkeypatch.setattr(pipeline, name, fewer)
-    monkeypatch.setattr(search, "TRIALS", 20)
-    monkeypatch.setattr(footprint, "peak_bytes", lambda *given: 1e6)  # three processes a candidate
     # Times of so small a network tell nothing.
     options = ({"keep": 0.9, "cost": "macs"}, {"keep": 0.6, "cost": "macs"})
     monkeypatch.setattr(slimming.Slimming, "options", lambda *given: options)
