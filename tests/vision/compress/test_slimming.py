@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slim_nets import SIDE, Net, context, images, model
+from slim_nets import SIDE, Net, context, images, model, net
 from torch import Tensor, nn
 
 from headway.core.cache import StepCache
@@ -70,6 +70,16 @@ def test_teaching_brings_it_nearer_and_is_kept_only_then() -> None:
     assert "left as cut" in bad.notes[-1]
     plain = applied('slimming(keep=0.6, cost="macs", steps=0)', model(), context())
     assert kept.content_digest() == plain.content_digest()
+
+
+def test_teaching_leaves_the_model_and_its_outputs_as_they_were() -> None:
+    whole, answers = model(), net()(images(8))
+    before = whole.fingerprint()
+    made = applied('slimming(keep=0.6, cost="macs", steps=3)', whole, context())
+    assert whole.fingerprint() == before
+    assert torch.equal(whole.module()(images(8)), answers)
+    again = applied('slimming(keep=0.6, cost="macs", steps=3)', whole, context())
+    assert again.fingerprint() == made.fingerprint()
 
 
 def test_a_network_without_classes_is_taught_too() -> None:

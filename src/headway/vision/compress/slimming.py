@@ -298,7 +298,7 @@ class _Slimming:
     def _weights(self, kept: dict[str, Tensor]) -> dict[str, Any]:
         """The values of the smaller network; `before` and `after`: its divergence on images held out."""
         settings, context = self.settings, self.context
-        smaller, _ = cut(self.module, self.groups, kept, self._moments())
+        smaller = copy.deepcopy(cut(self.module, self.groups, kept, self._moments())[0])  # what is whole is the model's
         teacher = self._runs(self.module)
         values = {name: value.clone() for name, value in smaller.state_dict().items()}
         before = after = apart(smaller, teacher, self.held_out, self.model.task)
