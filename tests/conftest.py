@@ -34,6 +34,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, by torch too
 
+# Test processes share the cores: torch's threads spin while they wait for one that another process keeps off its core.
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if WORKERS > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // WORKERS)))
+
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.register_profile("anew", deadline=None)
 settings.load_profile("repeatable")
