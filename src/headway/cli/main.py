@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 VERBS: dict[str, str] = {
     "probe": "measure this machine into a target",
@@ -42,65 +43,58 @@ def usage() -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code (0 yes, 1 no, 2 bad input, 3 lacking, 130 interrupted)."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    if not words or words[0] in ("-h", "--help", "help"):
-        print(usage(), end="")
-        return 0
-    if words[0] == "--version":
-        from headway.core.version import __version__
-
-        print(f"headway {__version__}")
-        return 0
     from headway.core import interrupts
 
-    verb = words[0]
     try:
         with interrupts.kept():
-            code = _run(verb, words[1:])
+            code = _run(list(sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt:
         code = 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    if code == 130:  # also what the parser gives for Ctrl-C
-        print(
-            "headway: interrupted; everything measured so far is kept, run the same command to go on", file=sys.stderr
-        )
+    except BrokenPipeError:  # whoever read the answer has seen enough
+        code = 0
+    if code == 130:  # also what a server gives for Ctrl-C
+        _say("interrupted; everything measured so far is kept, run the same command to go on")
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # what could not be written would fail again when the interpreter ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     return code
 
 
-def _run(verb: str, words: list[str]) -> int:
-    from headway.core.errors import BadInput, HeadwayError, extras_named
+def _run(words: list[str]) -> int:
+    from headway.core.errors import HeadwayError, extras_named
 
     try:
-        if verb not in VERBS:
-            from difflib import get_close_matches
-
-            near = get_close_matches(verb, VERBS, n=1)
-            raise BadInput(
-                f"no verb {verb!r}", f"did you mean {near[0]}?" if near else f"verbs are: {', '.join(VERBS)}"
-            )
         with extras_named():
-            return _call(verb, words)
+            code = _answer(words)
+        sys.stdout.flush()
+        return code
     except HeadwayError as error:
         _trace()
         caret = getattr(error, "caret", None)
         if caret is not None and sys.stderr.isatty():
             print(caret(), file=sys.stderr)
-        print("headway: " + " ".join(str(error).split()), file=sys.stderr)
+        _say(" ".join(str(error).split()))
         return error.exit_code
     except BrokenPipeError:
         raise
     except (OSError, MemoryError, RecursionError, TypeError, ValueError) as error:
         _trace()
         said = " ".join(str(error).split())[:300] or type(error).__name__
-        print(f"headway: {verb}: {said}; check what was given, or see where with -v", file=sys.stderr)
+        _say(f"{words[0]}: {said}; check what was given, or see where with -v")
         return 3 if isinstance(error, MemoryError) else 2
     except RuntimeError as error:
         if not str(error).startswith("HEADWAY_ISA="):
             raise
-        print(f"headway: {error}", file=sys.stderr)
+        _say(str(error))
         return 3 if "this machine has only" in str(error) else 2
+
+
+def _say(line: str) -> None:
+    """One line for people; where nobody can read it, the exit code says it alone."""
+    with suppress(OSError):
+        print(f"headway: {line}", file=sys.stderr)
 
 
 def _trace() -> None:
@@ -109,6 +103,26 @@ def _trace() -> None:
         import traceback
 
         traceback.print_exc()
+
+
+def _answer(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage(), end="")
+        return 0
+    if words[0] == "--version":
+        from headway.core.version import __version__
+
+        print(f"headway {__version__}")
+        return 0
+    verb = words[0]
+    if verb not in VERBS:
+        from difflib import get_close_matches
+
+        from headway.core.errors import BadInput
+
+        near = get_close_matches(verb, VERBS, n=1)
+        raise BadInput(f"no verb {verb!r}", f"did you mean {near[0]}?" if near else f"verbs are: {', '.join(VERBS)}")
+    return _call(verb, words[1:])
 
 
 def _call(verb: str, words: list[str]) -> int:
@@ -132,9 +146,10 @@ def _call(verb: str, words: list[str]) -> int:
         for option in given:
             if given.count(option) > 1 and not (option.multiple or option.is_flag or option.count):
                 raise BadInput(f"{verb}: {option.opts[0]} is given twice", "give it once: the first would be ignored")
-        result = command.main(words, prog_name=f"headway {verb}", standalone_mode=False)
-    except typer.Abort:
-        raise KeyboardInterrupt from None
+        with command.make_context(f"headway {verb}", words) as context:  # its `main` would end a broken pipe with 1
+            return int(command.invoke(context) or 0)
+    except typer.Exit as done:  # after --help
+        return done.exit_code
     except Exception as error:
         # The parser's errors: click's own, or those of the copy that newer versions of typer carry.
         if not hasattr(error, "format_message"):
@@ -143,7 +158,6 @@ def _call(verb: str, words: list[str]) -> int:
         if extra := re.search(r"extra arguments?(?:\(s\))? \((.*)\)", said):
             said = f"{extra[1]!r} is one argument too many"
         raise BadInput(f"{verb}: {said[:1].lower()}{said[1:]}", f"see: headway {verb} --help") from None
-    return int(result or 0)
 
 
 if __name__ == "__main__":
