@@ -129,7 +129,7 @@ def test_a_search_never_sees_what_the_proof_is_scored_on() -> None:
     evidence = Evidence.__new__(Evidence)
     evidence.add_timing = lambda *_, **__: None  # type: ignore[method-assign]
     bench.prove(Candidate(INT8), evidence, 5)
-    assert bench.scored == ["heldout"]
+    assert set(bench.scored) == {"heldout"}
 
 
 def test_a_proof_says_what_it_took_then() -> None:
@@ -137,9 +137,10 @@ def test_a_proof_says_what_it_took_then() -> None:
     bench.measure([Candidate(UNMODIFIED)], 1)
     evidence = Evidence.__new__(Evidence)
     evidence.add_timing = lambda *_, **__: None  # type: ignore[method-assign]
-    assert bench.prove(Candidate(INT8), evidence, 5).measured["tpot_s"] == pytest.approx(3 * 1.25)
-    assert bench.baseline_then["tpot_s"] == pytest.approx(3 * 2.5)
-    assert bench.baseline_then["throughput_tok_s"] == pytest.approx(1 / 7.5)
+    proven, original = bench.prove(Candidate(INT8), evidence, 5)
+    assert proven.measured["tpot_s"] == pytest.approx(3 * 1.25)
+    assert original["tpot_s"] == pytest.approx(3 * 2.5)
+    assert original["throughput_tok_s"] == pytest.approx(1 / 7.5)
 
 
 def test_only_systems_of_the_recipe_are_heard() -> None:

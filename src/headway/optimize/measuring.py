@@ -42,8 +42,6 @@ class Bench:
     models: dict[str, Model] = field(default_factory=dict)
     first_s: dict[str, float] = field(default_factory=dict)
     """Metric -> seconds of the unmodified model when it was first measured."""
-    baseline_then: dict[str, float] = field(default_factory=dict)
-    """Times of the unmodified model in the run of the last proof: what the winner's stand beside."""
 
     def model(self, recipe: Recipe) -> Model:
         """The model with the recipe applied; the last few are kept."""
@@ -148,22 +146,24 @@ class Bench:
             metrics["throughput_per_s"] = 1.0 / metrics["latency_s"]
         return metrics
 
-    def prove(self, candidate: Candidate, evidence: Evidence, rounds: int) -> Candidate:
-        """The candidate measured again beside the baseline, on held-out data, every sample kept as evidence."""
+    def prove(self, candidate: Candidate, evidence: Evidence, rounds: int) -> tuple[Candidate, dict[str, float]]:
+        """The candidate measured again on held-out data, and the baseline beside it; every sample is kept as evidence.
+
+        Of the baseline: times of the same run, and quality on the same data.
+        """
         arms = {WINNER: candidate.recipe} if candidate.recipe.steps else {}
         timings = self.timings(arms, rounds, "proof")
         for metric, (timing, units) in timings.items():
             evidence.add_timing(metric, timing, per_call=units)
         arm = WINNER if arms else BASELINE
         then = {name: {m: t.median_s(name) / calls for m, (t, calls) in timings.items()} for name in (arm, BASELINE)}
-        self.baseline_then = self._rates(then[BASELINE])
-        metrics = self._rates(then[arm])
         units = self.subject.units("heldout")
-        metrics.update(self.qualities([candidate.recipe], "heldout", units, full=True)[0])
+        quality, original = self.qualities([candidate.recipe, UNMODIFIED], "heldout", units, full=True)
+        metrics = self._rates(then[arm]) | quality
         metrics["size_bytes"] = float(self.model(candidate.recipe).size_bytes())
         metrics["memory_bytes"] = self.memory(candidate.recipe)
         evidence.quality = {name: value for name, value in metrics.items() if not name.endswith(("_s", "_bytes"))}
-        return candidate.with_measured(**metrics)
+        return candidate.with_measured(**metrics), self._rates(then[BASELINE]) | original
 
     def known(self, what: str, *parts: Any) -> Any:
         """What was kept under these parts for this model, workload and machine; None if nothing was."""

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from headway.core.budget import Budget
+from headway.core.budget import Budget, Violation
 from headway.core.cache import StepCache
 from headway.core.evidence import Evidence
 from headway.core.ledger import Ledger
@@ -69,21 +69,40 @@ def optimize(request: Request) -> Result:
             search.stand_on(smaller)
             search.explore_and_measure()
         search.remember()
-    winner, met, evidence = search.prove()
-    baseline = baseline.with_measured(**search.bench.baseline_then)
+    proof = search.prove()
     front = pareto(search.measured)
-    return search.finish(Result(request, search.bench, baseline, winner, front, search.measured, met, evidence))
+    return search.finish(proof.result(search, baseline, front, search.measured))
 
 
 def measure_recipe(request: Request) -> Result:
     """No search: the request's recipe applied, measured beside the original, proven on held-out data and saved."""
     search = Search.begin(request)
     baseline = search.measure([Candidate(UNMODIFIED)])[0]
-    evidence = search.evidence("apply")
-    candidate = search.bench.prove(Candidate(request.recipe), evidence, PROOF_ROUNDS)
-    baseline = baseline.with_measured(**search.bench.baseline_then)
-    met = not violations(candidate, request.budget)
-    return search.finish(Result(request, search.bench, baseline, candidate, [candidate], [candidate], met, evidence))
+    proof = search.prove_one(Candidate(request.recipe), "apply")
+    return search.finish(proof.result(search, baseline, [proof.candidate], [proof.candidate]))
+
+
+@dataclass(frozen=True)
+class Proof:
+    """A candidate measured on held-out data, and what the unmodified model has there."""
+
+    candidate: Candidate
+    baseline: Mapping[str, float]
+    evidence: Evidence
+    missed: Sequence[Violation]
+    """Limits of the budget that do not hold there."""
+
+    @property
+    def missed_by(self) -> float:
+        """The worst relative miss; -1: the budget holds."""
+        return max((violation.missed_by for violation in self.missed), default=-1.0)
+
+    def result(
+        self, search: Search, baseline: Candidate, front: Sequence[Candidate], measured: Sequence[Candidate]
+    ) -> Result:
+        baseline = baseline.with_measured(**self.baseline)
+        met = not self.missed
+        return Result(search.request, search.bench, baseline, self.candidate, front, measured, met, self.evidence)
 
 
 @dataclass
@@ -347,22 +366,28 @@ class Search:
         if margins:
             self.corrections = replace(self.corrections, margin=min(max(statistics.median(margins), 1.0), 10.0))
 
-    def prove(self) -> tuple[Candidate, bool, Evidence]:
-        """The best candidate, measured again on held-out data; the next one when it does not hold there."""
+    def prove(self) -> Proof:
+        """The best candidate, measured again on held-out data; the next one when it does not hold there.
+
+        When none does, the proven one that misses least.
+        """
         request = self.request
-        left = list(self.measured)
+        left, proofs = list(self.measured), list[Proof]()
         while True:
             winner, _ = choose(left, request.budget, request.objective)
-            evidence = self.evidence("optimize")
             trained = winner
             if any(slot_of(step) == "weights" for step in winner.recipe.steps):
                 trained = replace(winner, recipe=winner.recipe + self.training)
             with request.progress.task("proving the winner on held-out data"):
-                proven = self.bench.prove(trained, evidence, PROOF_ROUNDS)
-            met = not violations(proven, request.budget)
+                proofs.append(self.prove_one(trained, "optimize"))
             left.remove(winner)
-            if met or not any(not violations(candidate, request.budget) for candidate in left):
-                return proven, met, evidence
+            if not proofs[-1].missed or not any(not violations(candidate, request.budget) for candidate in left):
+                return min(proofs, key=lambda proof: proof.missed_by)
+
+    def prove_one(self, candidate: Candidate, verb: str) -> Proof:
+        evidence = self.evidence(verb)
+        proven, baseline = self.bench.prove(candidate, evidence, PROOF_ROUNDS)
+        return Proof(proven, baseline, evidence, violations(proven, self.request.budget))
 
     def evidence(self, verb: str) -> Evidence:
         request = self.request

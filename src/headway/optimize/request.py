@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from headway.core.artifact import check_place
 from headway.core.budget import METRICS, Budget, Objective
 from headway.core.errors import BadInput, Lacking
 from headway.core.files import check_writable
@@ -128,11 +129,7 @@ def check_output(folder: Path) -> None:
     mend = "choose another folder"
     if Path.cwd().is_relative_to(folder.resolve()):
         raise BadInput(f"{folder} is the folder you are in, which an artifact would replace", mend)
-    if folder.is_symlink() or folder.exists():
-        if not folder.is_dir():
-            raise BadInput(f"{folder} is no folder", mend)
-        if any(folder.iterdir()) and not (folder / "headway.json").is_file():
-            raise BadInput(f"{folder} exists and is no artifact", mend)
+    check_place(folder)
     parent = folder.absolute().parent
     report = parent / f"{folder.name}.html"
     if report.exists() and not is_report(report):

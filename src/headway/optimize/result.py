@@ -126,6 +126,8 @@ class Result:
         for candidate in self.front:
             cells = [_cell(candidate.measured, metric, unit) for metric, unit in self._columns()]
             lines.append(_row("on the front", cells))
+        if "quality" in self.baseline.measured and self.front != [self.winner]:
+            lines.append("quality is on held-out data, of the front on the data of the search")
         errors = ", ".join(f"{title(m)} {100 * e:.0f}%" for m, e in self.prediction_error().items())
         if errors:
             lines += ["", f"median error of predictions over {len(self.candidates)} measured recipes: {errors}"]
