@@ -11,7 +11,7 @@ import pytest
 from artifacts import RECIPE, SmallModel, evidence, value_in
 
 from headway.core import artifact
-from headway.core.artifact import Manifest, read_manifest, write_artifact
+from headway.core.artifact import Manifest, check_place, read_manifest, write_artifact
 from headway.core.errors import BadFile, BadInput, Lacking
 from headway.core.evidence import Evidence
 from headway.core.recipe import Recipe
@@ -97,6 +97,30 @@ def test_an_artifact_is_replaced_but_nothing_else_is(written: Path, tmp_path: Pa
     with pytest.raises(BadInput, match="is no artifact"):
         write_artifact(mine, SmallModel(3.0), RECIPE, evidence())
     assert (mine / "thesis.tex").read_text() == "x"
+
+
+def test_what_a_user_put_beside_an_artifact_s_files_is_not_replaced(written: Path) -> None:
+    (written / "notes.txt").write_text("x")
+    with pytest.raises(BadInput, match=r"holds more than an artifact: notes.txt"):
+        write_artifact(written, SmallModel(2.0), RECIPE, evidence())
+    (written / "notes.txt").unlink()
+    with pytest.raises(BadInput, match="lies in the artifact"):
+        write_artifact(written / "deep" / "other", SmallModel(2.0), RECIPE, evidence())
+    assert value_in(written) == 1.0
+    write_artifact(written, SmallModel(2.0), RECIPE, evidence())
+    assert value_in(written) == 2.0
+
+
+def test_a_link_to_an_artifact_stays_one(written: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(written)
+    write_artifact(link, SmallModel(2.0), RECIPE, evidence())
+    assert link.is_symlink()
+    assert value_in(written) == 2.0
+    link.unlink()
+    link.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(BadInput, match="is no folder"):
+        check_place(link)
 
 
 def test_a_disk_without_room_is_refused_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

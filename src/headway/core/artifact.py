@@ -89,12 +89,12 @@ def write_artifact(
 ) -> Manifest:
     """Write an artifact; afterwards, and after any crash, `folder` is the whole new one or what it was before.
 
-    With `replace` an existing artifact is replaced; a folder that is no artifact never is (`BadInput`). `runtime`
-    follows from the model's task when not given. Raises `Lacking` when the disk is full.
+    With `replace` an existing artifact is replaced; nothing else ever is (`check_place`). `runtime` follows from the
+    model's task when not given. Raises `Lacking` when the disk is full.
     """
     from headway.core.version import __version__
 
-    folder = Path(folder)
+    folder = Path(os.path.realpath(folder))  # a link stays one
     _may_write(folder, model, replace)
     with atomic_folder(folder, replace=replace) as new:
         weights = new / WEIGHTS
@@ -117,15 +117,32 @@ def write_artifact(
     return manifest
 
 
+def check_place(folder: Path) -> None:
+    """Raise `BadInput` unless an artifact may be written there: at a new name, an empty folder, or an artifact's.
+
+    Nothing that is no artifact's is ever replaced, and no artifact is written into another.
+    """
+    mend = "choose another folder"
+    outer = next((parent for parent in folder.absolute().parents if (parent / MANIFEST).is_file()), None)
+    if outer is not None:
+        raise BadInput(f"{folder} lies in the artifact {outer}", mend)
+    if not os.path.lexists(folder):
+        return
+    if not folder.is_dir():
+        raise BadInput(f"{folder} is no folder", mend)
+    names = {path.name for path in folder.iterdir()}
+    if names and MANIFEST not in names:
+        raise BadInput(f"{folder} exists and is no artifact", mend)
+    if other := sorted(names - {WEIGHTS, RECIPE, EVIDENCE, CARD, MANIFEST}):
+        raise BadInput(f"{folder} holds more than an artifact: {', '.join(other[:3])}", f"move that, or {mend}")
+
+
 def _may_write(folder: Path, model: Model, replace: bool) -> None:
-    if os.path.lexists(folder):
-        empty = folder.is_dir() and not any(folder.iterdir())
-        if not empty and not (folder / MANIFEST).is_file():
-            raise BadInput(f"{folder} exists and is no artifact", "choose another folder")
-        if not replace and not empty:
+    check_place(folder)
+    if not replace and folder.exists():
+        if any(folder.iterdir()):
             raise BadInput(f"{folder} exists already", "remove it or choose another folder")
-        if not replace:
-            folder.rmdir()
+        folder.rmdir()
     parent = next(parent for parent in folder.absolute().parents if parent.is_dir())
     free, wanted = shutil.disk_usage(parent).free, model.size_bytes()
     if free < wanted:
