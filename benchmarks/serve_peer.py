@@ -96,32 +96,35 @@ async def healthy(port: int) -> bool:
 
 
 async def client(server: Server, prompt: list[int], load: Load) -> None:
-    """One streamed completion."""
+    """One streamed completion. Gaps are between pieces of text: a token that ends no character comes with another."""
     body = {"prompt": prompt, "max_tokens": ANSWER, "temperature": 0, "stream": True, "ignore_eos": True}
-    data = json.dumps({"model": server.name, **body}).encode()
+    body |= {"model": server.name, "stream_options": {"include_usage": True}}
+    data = json.dumps(body).encode()
     head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost:{server.port}\r\nContent-Type: application/json\r\n"
     begin = time.perf_counter()
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(f"{head}Content-Length: {len(data)}\r\nConnection: close\r\n\r\n".encode() + data)
-    last, count = 0.0, 0
+    last, made = 0.0, 0
     try:
         while line := await reader.readline():
-            if not line.startswith(b"data: {"):
-                if line.startswith(b"HTTP/1.1 ") and b" 200 " not in line:
-                    sys.exit(f"{server.name}: {(line + await reader.read()).decode()[:500]}")
-                continue
             now = time.perf_counter()
-            if count == ANSWER:
+            if line.startswith(b"HTTP/1.1 ") and b" 200 " not in line:
+                sys.exit(f"{server.name}: {(line + await reader.read()).decode()[:500]}")
+            if not line.startswith(b"data: {"):
+                continue
+            piece = json.loads(line[6:])
+            made = (piece.get("usage") or {}).get("completion_tokens", made)
+            if not any(choice["text"] for choice in piece["choices"]):
                 continue  # how it ended, or what it used
-            if count:
+            if last:
                 load.gaps.append(now - last)
             else:
                 load.first.append(now - begin)
-            last, count = now, count + 1
+            last = now
     finally:
         writer.close()
-    if count < ANSWER - 2:  # a token that ends no character may come with the next one
-        sys.exit(f"{server.name}: {count} of {ANSWER} tokens came")
+    if made != ANSWER or not last:
+        sys.exit(f"{server.name}: {made} of {ANSWER} tokens came")
     load.tokens += PROMPT + ANSWER
 
 
