@@ -227,7 +227,8 @@ def _limit(text: str, start: int, part: str, own_quality: bool) -> Limit:
     if not reached and not (own_quality and key == "quality"):
         value = part[operator.end() :]
         value_at = start + operator.end() + len(value) - len(value.lstrip())
-        what = f"{limit.text} can never hold, {key} is {metric.best:g} at best"
+        best = "the original's is 1" if key == "quality" else f"{key} is {metric.best:g} at best"
+        what = f"{limit.text} can never hold, {best}"
         raise BudgetError(text, value_at, what, f"write e.g. {example}")
     return limit
 
