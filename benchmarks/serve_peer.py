@@ -23,11 +23,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 
 import headway
-from headway.core.statistics import median
 from headway.llm.language_model import LanguageModel
 
 CLIENTS, PROMPT, SHARED, ANSWER = 8, 256, 128, 64
