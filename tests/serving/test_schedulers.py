@@ -10,9 +10,11 @@ from serving_traces import SCHEDULERS, run, scheduler
 
 import headway
 from headway.core.errors import BadInput
+from headway.hardware.iteration_time import IterationTime
 from headway.llm.language_model import LanguageModel
 from headway.llm.saved import load_saved
 from headway.serving.schedulers.base import Limits
+from headway.serving.schedulers.sarathi_serve import SATURATING, saturating
 from headway.serving.simulator import Setting
 from headway.serving.state import LOOK_AHEAD
 from headway.serving.trace import Trace
@@ -70,3 +72,20 @@ def test_a_prompt_from_the_back_of_the_queue_takes_what_the_tree_has_by_then() -
         Setting(pages=200, page_tokens=4, limits=Limits(max_seqs=4), prefix=True),
     )
     assert outcome.unfinished == 0 and (outcome.generated == 3).all()
+
+
+@pytest.mark.parametrize(
+    ("fixed", "per_token", "expected"),
+    [
+        (0.0, 1e-3, 64),  # arithmetic from the first token on: more tokens would only make decodes wait
+        (10e-3, 1e-3, 128),  # 128 / 138 of a token a millisecond, of 512 / 522 at best
+        (1.0, 1e-6, 512),  # a pass costs the same however much is in it
+    ],
+)
+def test_without_a_limit_prompts_are_read_in_the_fewest_tokens_at_nearly_the_best_rate(
+    fixed: float, per_token: float, expected: int
+) -> None:
+    cost = IterationTime((0.0, 1.0), (fixed, fixed + per_token))
+    assert saturating(cost) == expected
+    plain = next(n for n in SATURATING if n / (fixed + n * per_token) >= 0.9 * 512 / (fixed + 512 * per_token))
+    assert plain == expected

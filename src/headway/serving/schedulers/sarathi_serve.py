@@ -3,7 +3,8 @@
 Sarathi-Serve (OSDI 2024). Decodes come first, then prompts that are partly read, then new ones, until the budget is
 spent: no stream waits for a long prompt. The card leaves open, and decided here: the watermark of free pages at
 admission is 1 % (`Limits.watermark`), as in vLLM; `token_budget="auto"` takes the largest budget whose iteration, with
-the decodes at hand, is predicted to hold the limit on the time between tokens.
+the decodes at hand, is predicted to hold the limit on the time between tokens; without a limit, the fewest tokens that
+read prompts at nearly the machine's best rate, as the paper's profiling does.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pydantic import Field, model_validator
 
 from headway.core.card import Card
 from headway.core.system import Settings
+from headway.hardware.iteration_time import IterationTime, Load
 from headway.serving.job import Job
 from headway.serving.schedulers.base import (
     ALL,
@@ -40,8 +42,10 @@ SYSTEM = Card(
     needs=("kv_cache",),
 )
 
-FALLBACK_BUDGET = 512
-"""Tokens, where no limit on the time between tokens is set."""
+SATURATING = (64, 128, 192, 256, 384, 512)
+"""Tokens that are tried for a budget where no limit on the time between tokens is set."""
+SATURATED = 0.9
+"""Share of the best of their rates that is enough: more tokens would only make every decode wait longer."""
 LARGEST_BUDGET = 8192
 
 
@@ -49,7 +53,9 @@ class SarathiSettings(Settings):
     """Settings of Sarathi-Serve."""
 
     token_budget: int | Literal["auto"] = Field(
-        "auto", description="tokens of one iteration; auto = the most that holds the limit on the time between tokens"
+        "auto",
+        description="tokens of one iteration; auto = the most that holds the limit on the time between tokens; without "
+        "one, the fewest that read prompts at nearly the machine's best rate",
     )
     tbt_slo_ms: float | None = Field(None, gt=0, description="ms between two tokens; default: the server's own limit")
     dynamic_chunks: bool = Field(False, description="smaller chunks later in long prompts, whose attention costs more")
@@ -122,7 +128,7 @@ class Sarathi(Scheduler):
             return wanted
         tbt = self.settings.tbt_slo_ms / 1e3 if self.settings.tbt_slo_ms else view.slo.tbt_s or view.slo.tpot_s
         if tbt is None:
-            return FALLBACK_BUDGET
+            return saturating(view.cost)
         decodes = Batch(decode=ALL if view.decoding.count else ())
         base = load_of(decodes, view)
         context = max((job.done for job in view.prefilling), default=0)
@@ -151,6 +157,12 @@ class Sarathi(Scheduler):
         stage = min(job.done // -(-s.chunk_max_tokens // s.chunk_stages), s.chunk_stages - 1)
         size = s.chunk_high - (s.chunk_high - s.chunk_low) * stage / max(s.chunk_stages - 1, 1)
         return max(32, round(size / 32) * 32)
+
+
+def saturating(cost: IterationTime) -> int:
+    """The fewest tokens of a prompt at which the machine's rate is nearly its best (the paper profiles the same)."""
+    rates = [tokens / cost(Load(tokens, tokens**2 / 2.0, 0, 0, 1, 1)) for tokens in SATURATING]
+    return next(tokens for tokens, rate in zip(SATURATING, rates, strict=True) if rate >= SATURATED * max(rates))
 
 
 class SarathiServe(SchedulerSystem[SarathiSettings]):
