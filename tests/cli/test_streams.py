@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from tiny_models import TinyFolder
@@ -45,3 +46,22 @@ def test_a_reader_may_leave_in_the_middle_of_an_answer(
 def test_an_error_that_nobody_reads_keeps_its_exit_code(no_reader: int) -> None:
     command = [sys.executable, "-m", "headway", "systems", "no-such-system"]
     assert subprocess.run(command, stderr=no_reader, check=False).returncode == 2
+
+
+@pytest.mark.parametrize("words", [["systems"], ["systems", "--json"], ["--help"]])
+def test_a_full_disk_behind_standard_output_is_what_the_machine_lacks(words: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "headway", *words]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    mend = "free disk space there or choose another folder"
+    assert done.stderr == f"headway: standard output: No space left on device; {mend}\n"
+    assert done.returncode == 3
+
+
+def test_a_disk_that_fills_up_in_the_middle_of_an_answer_is_no_bad_input(
+    tiny: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main(["generate", tiny, "-p", "the", "--max-tokens", "3", "--threads", "1"]) == 3
+    assert "standard output: No space left on device" in capsys.readouterr().err

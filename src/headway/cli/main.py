@@ -80,7 +80,12 @@ def _run(words: list[str]) -> int:
     except BrokenPipeError:
         raise
     except (OSError, MemoryError, RecursionError, TypeError, ValueError) as error:
+        from headway.core.files import NO_SPACE, explain
+
         _trace()
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
+            _say(str(explain(error, "standard output")))
+            return 3
         said = " ".join(str(error).split())[:300] or type(error).__name__
         _say(f"{words[0]}: {said}; check what was given, or see where with -v")
         return 3 if isinstance(error, MemoryError) else 2

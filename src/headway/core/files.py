@@ -35,7 +35,7 @@ STALE_S = 60.0
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
 _OS_ERROR = re.compile(r"os error (\d+)")
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _WRONG_PATH = {
     errno.ENOENT,
@@ -53,7 +53,7 @@ def explain(error: OSError, path: str | Path) -> HeadwayError:
     named = error.filename if isinstance(error.filename, str) else str(path)
     where = path if TEMPORARY in named else named
     reason = os.strerror(error.errno) if error.errno else str(error)
-    if error.errno in _NO_SPACE:
+    if error.errno in NO_SPACE:
         return Lacking(f"{path}: {reason}", "free disk space there or choose another folder")
     if error.errno in _NOT_ALLOWED:
         return BadInput(f"{where}: {reason}", "choose a folder you may write, or set HEADWAY_HOME to one")
