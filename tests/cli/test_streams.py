@@ -65,3 +65,19 @@ def test_a_disk_that_fills_up_in_the_middle_of_an_answer_is_no_bad_input(
         monkeypatch.setattr(sys, "stdout", full)
         assert main(["generate", tiny, "-p", "the", "--max-tokens", "3", "--threads", "1"]) == 3
     assert "standard output: No space left on device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+@pytest.mark.parametrize("closed", ["<&-", ">&- <&-"])
+def test_without_standard_input_there_is_no_prompt(options: list[str], closed: str, tiny: str) -> None:
+    command = [sys.executable, "-m", "headway", "generate", tiny, *options]
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", *command], stderr=subprocess.PIPE, text=True, check=False
+    )
+    assert done.stderr == 'headway: no prompt; give one with -p "..." or on standard input\n'
+    assert done.returncode == 2
+
+
+def test_a_card_can_be_asked_for_with_every_stream_closed() -> None:
+    command = [sys.executable, "-m", "headway", "systems", "lut-gemm", "--json"]
+    assert subprocess.run(["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *command], check=False).returncode == 0

@@ -45,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code (0 yes, 1 no, 2 bad input, 3 lacking, 130 interrupted)."""
     from headway.core import interrupts
 
+    _open_streams()
     try:
         with interrupts.kept():
             code = _run(list(sys.argv[1:] if arguments is None else arguments))
@@ -60,6 +61,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except OSError:  # what could not be written would fail again when the interpreter ends
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     return code
+
+
+def _open_streams() -> None:
+    """An empty stream for each that was closed."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
 
 
 def _run(words: list[str]) -> int:
