@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_models import TinyFolder
@@ -81,3 +84,27 @@ def test_without_standard_input_there_is_no_prompt(options: list[str], closed: s
 def test_a_card_can_be_asked_for_with_every_stream_closed() -> None:
     command = [sys.executable, "-m", "headway", "systems", "lut-gemm", "--json"]
     assert subprocess.run(["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *command], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_what_standard_output_cannot_encode_is_escaped(
+    encoding: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Speaks:
+        name = "speaks"
+
+        def generate(self, prompt: str, stream: Callable[[str], None] | None, **options: Any) -> str:
+            if stream is not None:
+                stream("é→")
+            return "é→"
+
+    monkeypatch.setattr("headway.optimize.api.load", lambda model: Speaks())
+    monkeypatch.setattr("headway.optimize.load.as_language", lambda model: model)
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding))
+    assert main(["generate", "m", "-p", "a", "--threads", "1"]) == 0
+    assert written.getvalue() == "é→\n".encode(encoding, "backslashreplace")
+    written.truncate(written.seek(0))
+    assert main(["generate", "m", "-p", "a", "--threads", "1", "--json"]) == 0
+    assert json.loads(written.getvalue())["text"] == "é→"
+    assert capsys.readouterr().err == ""

@@ -6,6 +6,7 @@ A verb's module is imported only when it is called, so that `headway --help` ans
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import re
 import sys
@@ -64,10 +65,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _open_streams() -> None:
-    """An empty stream for each that was closed."""
+    """An empty stream for each that was closed; escapes for what standard output's encoding does not have."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _run(words: list[str]) -> int:
