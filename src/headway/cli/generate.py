@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -73,16 +74,23 @@ def command(
 
 
 def _talk(language: Any, options: dict[str, Any]) -> int:
+    language.render([{"role": "user", "content": "Hello"}])  # a model that cannot chat is refused before anybody types
     messages: list[dict[str, str]] = []
-    print("Chat; an empty line or Ctrl-D ends it.", file=sys.stderr)
-    while True:
-        try:
-            said = input("> ").strip()
-        except EOFError:
-            return 0
-        if not said:
-            return 0
-        messages.append({"role": "user", "content": said})
-        answer = language.chat(messages, stream=lambda text: print(text, end="", flush=True), **options)
-        print()
-        messages.append({"role": "assistant", "content": answer})
+    print("Chat; an empty line, Ctrl-D or Ctrl-C ends it.", file=sys.stderr)
+    with suppress(EOFError, KeyboardInterrupt):
+        while True:
+            try:
+                said = input("> ").strip()
+                if not said:
+                    return 0
+                asked = [*messages, {"role": "user", "content": said}]
+                answer = language.chat(asked, stream=lambda text: print(text, end="", flush=True), **options)
+            except UnicodeDecodeError as error:
+                print(f"headway: that is not {error.encoding}; type it again", file=sys.stderr)
+            except BadInput as error:
+                print(f"headway: {' '.join(str(error).split())}", file=sys.stderr)
+            else:
+                print()
+                messages = [*asked, {"role": "assistant", "content": answer}]
+    print()
+    return 0

@@ -160,7 +160,13 @@ class _Worker:
     def __init__(self, room_bytes: int, seconds: float) -> None:
         command = [sys.executable, "-I", str(_WORKER), str(room_bytes), str(seconds)]
         try:
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                bufsize=0,
+                process_group=0,  # a terminal's Ctrl-C is for us: the end of its standard input ends it
+            )
         except OSError as error:
             raise Lacking(f"cannot start the template process: {error}", "free memory or processes") from None
 
