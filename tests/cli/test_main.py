@@ -42,6 +42,9 @@ from headway.optimize.request import check_output
         (["prove", "lut-gemm", "--all"], "--all proves every system, and 'lut-gemm' names one"),
         (["report"], "no evidence named"),
         (["generate", "smollm2-135m", "--device", "tpu", "-p", "a"], "cpu"),
+        (["generate", "", "-p", "a"], "the model's name is empty"),
+        (["bench", " "], "the model's name is empty"),
+        (["optimize", ""], "the model's name is empty"),
     ],
 )
 def test_bad_input_is_one_line_with_a_mend_and_exit_2(

@@ -33,7 +33,7 @@ def load(source: Any, sample: Any = None, *, module: Any = None, allow_code: boo
 
 
 def _load(source: Any, sample: Any, module: Any, allow_code: bool) -> Model:
-    if isinstance(source, str | Path) and (Path(source) / "headway.json").is_file():
+    if isinstance(source, str | Path) and str(source).strip() and (Path(source) / "headway.json").is_file():
         return _from_artifact(Path(source), module, allow_code)
     if module is not None or allow_code:
         raise BadInput(f"{source} is no artifact", "module= and allow_code= are for artifacts of modules")
@@ -42,6 +42,8 @@ def _load(source: Any, sample: Any, module: Any, allow_code: bool) -> Model:
     if not isinstance(source, str | Path):
         return _from_module(source, sample)
     text = str(source)
+    if not text.strip():
+        raise BadInput("the model's name is empty", f"give a path, or one of: {', '.join(PACKAGED)}")
     if text in PACKAGED:
         model: Model = _call(PACKAGED[text].loader)()
         return model
