@@ -49,6 +49,15 @@ def test_engines_are_timed_in_one_run(
     assert exact["torch"] == pytest.approx(1.0, abs=1e-4) and 0.9 < exact["headway"] < 1.1
 
 
+def test_people_read_the_share_of_a_plain_read_without_a_verdict(tiny: Path) -> None:
+    load = Load(prefill=8, decode=8, context=8, windows=0)
+    result = bench(headway.load(tiny), load=load, target=machine(), rounds=6)
+    share = result.rows[0]["read_share"]
+    assert f"\nheadway reads its weights at {100 * share:.0f} % of a plain read\n" in result.table()
+    assert "plain read /" not in result.table()
+    assert "plain read" in [ratio["candidate"] for ratio in result.as_json()["evidence"]["ratios"]]
+
+
 def test_engines_decode_the_same_tokens(tiny: Path) -> None:
     model = headway.load(str(tiny)).with_runtime("exact")
     tokens = np.array([1, 5, 9, 2])

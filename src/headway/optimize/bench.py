@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -65,7 +65,8 @@ class BenchResult:
         return {"engines": self.rows, "evidence": self.evidence.to_json()}
 
     def table(self) -> str:
-        return f"{self.layout(self.rows)}\n\n{self.evidence.table()}"
+        raced = [ratio for ratio in self.evidence.ratios if ratio.candidate != READ]  # reading alone is no rival
+        return f"{self.layout(self.rows)}\n\n{replace(self.evidence, ratios=raced).table()}"
 
 
 def language_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -77,7 +78,10 @@ def language_table(rows: Sequence[Mapping[str, Any]]) -> str:
             f"{row['engine']:<{wide}} {row['batch']:>6} {row['context']:>8} {row['decode_tok_s']:>13.1f} "
             f"{row['prefill_tok_s']:>14.1f} {row['bits']:>6.2f} {show(row['size_bytes'], 'B'):>8}  {quality}"
         )
-    return "\n".join(lines)
+    shares = [row[READ_SHARE] for row in rows if READ_SHARE in row]
+    return "\n".join(
+        [*lines, *(f"headway reads its weights at {100 * share:.0f} % of a plain read" for share in shares)]
+    )
 
 
 @dataclass
