@@ -193,6 +193,7 @@ def test_a_text_too_short_or_a_window_that_cannot_be_is_refused(model: LanguageM
     for text in ("", "x"):
         with pytest.raises(BadInput, match="too few to score"):
             model.perplexity(text, window=48)
+    assert model.perplexity(TEXT) == model.perplexity(TEXT, window=128)
     for window in (0, 1, -5, 129):
         with pytest.raises(BadInput, match="window="):
             model.perplexity(TEXT, window=window)

@@ -42,3 +42,10 @@ def test_evidence_keeps_what_the_model_was_loaded_by(monkeypatch: pytest.MonkeyP
     assert json.loads(json.dumps(evidence.to_json()))["model"]["given"] == "python:net_lying_there:make"
     evidence.about(headway.load(*__import__("net_lying_there").make()))
     assert "given" not in evidence.model
+
+
+def test_a_function_may_give_a_model_that_is_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "loaded_net.py").write_text(NET + "def load():\n    import headway\n    return headway.load(*make())\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    model = headway.load("python:loaded_net:load")
+    assert model.task == "module" and model.given == "python:loaded_net:load"

@@ -140,6 +140,8 @@ class Budget:
 
         A limit that can never hold is an error too. `own_quality`: quality is a user's function, on any scale.
         """
+        if not isinstance(text, str):
+            raise BadInput(f"a budget is text, not {text!r}", "write e.g. 'latency<=6ms/token'")
         limits: list[Limit] = []
         start = 0
         for part in re.split(r"[,;\n]", text):
@@ -268,7 +270,7 @@ class Objective:
     @classmethod
     def parse(cls, text: str) -> Objective:
         """`latency`, `memory`, `size` or `energy`; raises `BadInput`."""
-        name = text.strip()
+        name = str(text).strip()
         if name not in OBJECTIVES:
             close = nearest(name, OBJECTIVES)
             mend = f"did you mean {close!r}? " if close else ""

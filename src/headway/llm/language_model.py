@@ -214,11 +214,11 @@ class LanguageModel(Model):
             )
         return fed.astype(np.int64)
 
-    def perplexity(self, text: str, window: int = 512) -> float:
-        """exp(-mean ln p) over every scored token of `text` (see `headway.llm.scoring`)."""
+    def perplexity(self, text: str, window: int | None = None) -> float:
+        """exp(-mean ln p) over every scored token of `text` (see `headway.llm.scoring`, also for the window)."""
         return float(np.exp(-self.log_probabilities(text, window).mean()))
 
-    def log_probabilities(self, text: str, window: int = 512) -> scoring.F64:
+    def log_probabilities(self, text: str, window: int | None = None) -> scoring.F64:
         """ln p of each scored token, in order: what paired statistics need."""
         return scoring.log_probabilities(self, scoring.windows(self, text, window))
 

@@ -26,10 +26,17 @@ I64 = npt.NDArray[np.int64]
 CHUNK_FLOATS = 1 << 24
 """Logits held at once by each model: 64 MB."""
 
+WINDOW = 512
 
-def windows(model: LanguageModel, text: str, window: int = 512) -> list[I64]:
-    """The windows of `text`; raises `BadInput` for a window the model cannot hold and a text too short to score."""
+
+def windows(model: LanguageModel, text: str, window: int | None = None) -> list[I64]:
+    """The windows of `text`: of 512 tokens, or of the context where that is less, if no window is asked for.
+
+    Raises `BadInput` for a window the model cannot hold and a text too short to score.
+    """
     start = list(model.tokenizer.info.start)
+    if window is None:
+        window = min(WINDOW, model.architecture.context)
     if not len(start) + 2 <= window <= model.architecture.context:
         raise BadInput(f"window={window}", f"it must be {len(start) + 2}..{model.architecture.context} tokens")
     tokens = model.encode(text, start=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Sequence
@@ -32,13 +33,20 @@ from headway.optimize.workloads import check_sources, make_workload, on_sample
 
 __all__ = ["Proof", "apply", "load", "optimize", "plan", "prove", "search", "use_threads"]
 
+MOST_THREADS = 1024
+
 
 def use_threads(threads: int) -> int:
-    """Set how many threads torch and the native kernels use; 0: every usable core. Gives the number."""
+    """Set how many threads torch and the native kernels use; 0: every usable core. Gives the number.
+
+    Raises `BadInput` for a number that no machine has.
+    """
     import os
 
     from headway.kernels import cpu
 
+    if not 0 <= threads <= MOST_THREADS:
+        raise BadInput(f"threads={threads}", f"give 0..{MOST_THREADS}; 0: every usable core")
     count = threads or len(os.sched_getaffinity(0))
     cpu.set_threads(count)
     try:
@@ -86,8 +94,10 @@ def optimize(
     """
     began = time.monotonic()
     own = quality or (workload.quality if workload is not None and ":" in workload.quality else "")
-    parsed = Budget.parse(budget, own_quality=bool(own)) if isinstance(budget, str) else budget
-    objective = Objective.parse(minimize) if isinstance(minimize, str) else minimize
+    parsed = budget if isinstance(budget, Budget) else Budget.parse(budget, own_quality=bool(own))
+    objective = minimize if isinstance(minimize, Objective) else Objective.parse(minimize)
+    if not 0 < time_s < math.inf:
+        raise BadInput(f"time_s={time_s}", "give seconds to search, e.g. 240")
     fixed = Recipe.read(recipe)
     folder = None if output is None else Path(output)
     refuse(fixed, budget=parsed, objective=objective, only=only, without=without, output=folder)

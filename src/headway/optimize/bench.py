@@ -28,7 +28,6 @@ SETTLE_S = 0.02
 """Pause before each sample: OpenMP's threads spin for some milliseconds after their work is done."""
 READ, READ_SHARE = "plain read", "read_share"
 """An arm that only reads the weights, and what share of its rate decoding alone reaches."""
-WINDOW = 512
 WINDOWS = 12
 
 
@@ -167,9 +166,7 @@ def bench(
     )
     qualities: dict[str, dict[str, float]] = {}
     if load.windows:
-        parts = scoring.windows(
-            original, load.text or default_texts().heldout, min(WINDOW, original.architecture.context)
-        )
+        parts = scoring.windows(original, load.text or default_texts().heldout)
         qualities = run.qualities(original.with_runtime("exact"), parts[: load.windows])
     read = run.timed("prefill", load.prefill, lambda e: e.prefill(tokens[: load.prefill]), rounds)
     rows = []

@@ -105,7 +105,7 @@ def _from_timm(name: str, sample: Any) -> Model:
 
 
 def _from_function(name: str, sample: Any) -> Model:
-    """The user's own code, run because the user typed its name; it gives a module, or a module and a sample."""
+    """The user's own code, run because the user typed its name: a module, with a sample or without, or a `Model`."""
     from headway.core.module_origin import Origin
 
     module, _, function = name.partition(":")
@@ -118,6 +118,8 @@ def _from_function(name: str, sample: Any) -> Model:
         raise BadInput(f"python:{name}: {error}", "check the name and PYTHONPATH") from None
     except (Exception, SystemExit) as error:  # whatever the user's code raises
         raise BadInput(f"python:{name} failed: {type(error).__name__}: {error}", "mend the function") from error
+    if isinstance(made, Model):
+        return made
     net, sample = made if isinstance(made, tuple) and len(made) == 2 else (made, sample)
     return _from_module(net, sample, f"python:{name}", Origin("python", name))
 
