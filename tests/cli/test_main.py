@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from headway.cli.main import VERBS, main
+from headway.core.artifact import write_artifact
 from headway.core.errors import BadInput, Lacking
 from headway.core.evidence import Evidence
 from headway.core.ledger import Ledger
@@ -23,6 +24,7 @@ from headway.kernels import cpu
 from headway.optimize import api
 from headway.optimize.report import write_report
 from headway.optimize.request import check_output
+from headway.serving.messages import Setup
 
 
 @pytest.mark.parametrize(
@@ -168,7 +170,7 @@ def test_generate_uses_the_threads_it_is_given_and_what_room_the_context_has(
             used.append((cpu.threads(), options["max_tokens"]))
             return "b"
 
-    monkeypatch.setattr("headway.optimize.api.load", lambda model: Short())
+    monkeypatch.setattr("headway.optimize.api.load", lambda model, allow_code: Short())
     monkeypatch.setattr("headway.optimize.load.as_language", lambda model: model)
     before = cpu.threads()
     try:
@@ -178,6 +180,56 @@ def test_generate_uses_the_threads_it_is_given_and_what_room_the_context_has(
         cpu.set_threads(before)
     assert used == [(1, None), (3, 5)]
     assert capsys.readouterr().out == "\n\n"
+
+
+@pytest.mark.parametrize("asked", [False, True])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["optimize", "m"],
+        ["optimize", "m", "--dry-run"],
+        ["apply", "int8", "m", "-o", "out"],
+        ["generate", "m", "-p", "a"],
+        ["bench", "m"],
+        ["bench", "m", "--trace", "azure-conv"],
+        ["prove", "lut-gemm", "--model", "m"],
+    ],
+)
+def test_the_code_behind_an_artifact_is_run_only_where_the_command_says_so(
+    words: list[str], asked: bool, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(model: str, sample: Any = None, *, allow_code: bool) -> Any:
+        assert model == "m" and allow_code is asked
+        raise Lacking("loaded", "")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(api, "load", load)
+    assert main([*words, *["--allow-code"] * asked]) == 3
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_served_process_is_told_whether_code_may_be_run(asked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def serve(setups: list[Setup], *_: object, **__: object) -> int:
+        assert [setup.allow_code for setup in setups] == [asked]
+        return 0
+
+    monkeypatch.setattr("headway.serving.http.server.serve", serve)
+    assert main(["serve", "m", *["--allow-code"] * asked]) == 0
+
+
+def test_an_artifact_of_the_users_function_can_be_worked_on(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "nets_of_mine.py").write_text(
+        "import torch\ndef make():\n    return torch.nn.Linear(64, 32), torch.ones(2, 64)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    made = api.load("python:nets_of_mine:make")
+    write_artifact(tmp_path / "net", made, "system = []\n", Evidence("apply", "m", {}, 0, 1))
+    words = ["bench", str(tmp_path / "net"), "--windows", "0", "--threads", "1"]
+    assert main(words) == 2
+    assert "let it run: --allow-code" in capsys.readouterr().err
+    assert main([*words, "--allow-code"]) == 0
 
 
 @pytest.mark.parametrize("words", [["--minimize", "energy"], ["--budget", "energy<=1J"]])

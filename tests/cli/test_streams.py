@@ -98,7 +98,7 @@ def test_what_standard_output_cannot_encode_is_escaped(
                 stream("é→")
             return "é→"
 
-    monkeypatch.setattr("headway.optimize.api.load", lambda model: Speaks())
+    monkeypatch.setattr("headway.optimize.api.load", lambda model, allow_code: Speaks())
     monkeypatch.setattr("headway.optimize.load.as_language", lambda model: model)
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding))

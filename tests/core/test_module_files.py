@@ -129,9 +129,7 @@ def test_a_user_brings_the_network_and_it_stays_as_it_was(model: ModuleModel, tm
 def test_recorded_code_is_not_run_unless_it_was_asked_for(model: ModuleModel, tmp_path: Path) -> None:
     model.origin = Origin.parse("python:no_such_module_at_all:f")
     model.save(tmp_path)
-    with pytest.raises(
-        BadInput, match="built by the code python:no_such_module_at_all:f; load it with allow_code=True"
-    ):
+    with pytest.raises(BadInput, match="built by the code python:no_such_module_at_all:f; let it run: --allow-code"):
         load_saved(tmp_path)
     assert "no_such_module_at_all" not in sys.modules
     with pytest.raises(BadInput, match="No module named 'no_such_module_at_all'"):

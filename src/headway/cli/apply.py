@@ -33,6 +33,7 @@ def command(
         seed=session.seed,
         command=typed("apply"),
         progress=session.progress,
+        allow_code=session.allow_code,
     )
     session.emit(result.as_json(), result.table(), result.target)
     return 0

@@ -116,7 +116,7 @@ def _side_by_side(
     given = {name: value for name, value in asked.items() if value is not None}
     load = Load(**given, text=split_text(text).heldout if text else "")
     api.use_threads(session.threads)
-    original: Any = api.load(model)
+    original: Any = api.load(model, allow_code=session.allow_code)
     engines.check(peers, original.task)
     if original.task == "language":
         load.check(original)
@@ -161,7 +161,7 @@ def _load_run(
             check_scheduler(step.system, step.settings)
     whole = named(source, requests, session.seed)
     api.use_threads(session.threads)
-    original = as_language(api.load(model))
+    original = as_language(api.load(model, allow_code=session.allow_code))
     trace, factor = whole.fitted(original.architecture.context)
     made = _made(session, original, fixed).with_runtime("native", session.threads)
     wanted = Setup(model, str(fixed), session.threads, session.seed, ttft_s=slo.ttft_s, tbt_s=slo.tbt_s)

@@ -37,11 +37,13 @@ class Session:
         threads: int = 0,
         seed: int = 0,
         device: str = "cpu",
+        allow_code: bool = False,
     ) -> None:
         if verbose:
             os.environ["HEADWAY_TRACEBACK"] = "1"
         self.as_json = as_json
         self.seed = seed
+        self.allow_code = allow_code
         self.threads = threads or len(os.sched_getaffinity(0))
         self.device = check_device(device)
         self.progress: Progress = Progress() if quiet else BarProgress(plain=not sys.stderr.isatty())

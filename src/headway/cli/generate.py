@@ -45,7 +45,7 @@ def command(
     if recipe is not None:
         read_steps(recipe)
     cpu.set_threads(session.threads)
-    loaded = load(model)
+    loaded = load(model, allow_code=session.allow_code)
     if recipe is not None:
         loaded = apply(recipe, loaded, threads=session.threads, seed=session.seed, progress=session.progress)
     language = as_language(loaded)

@@ -60,6 +60,7 @@ def command(
         "context": context,
         "threads": session.threads,
         "progress": session.progress,
+        "allow_code": session.allow_code,
     }
     if dry_run:
         planned = api.plan(model, **shared)

@@ -16,6 +16,9 @@ Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="More detail; err
 Threads = Annotated[int, typer.Option("--threads", min=0, max=1024, help="Threads; 0: every usable core.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of everything random.")]
 Device = Annotated[str, typer.Option("--device", help="cpu or cuda[:i].")]
+AllowCode = Annotated[
+    bool, typer.Option("--allow-code", help="Run the python:module:function that MODEL, an artifact, was made from.")
+]
 
 COMMON: dict[str, tuple[Any, Any]] = {
     "as_json": (Json, False),
@@ -24,6 +27,7 @@ COMMON: dict[str, tuple[Any, Any]] = {
     "threads": (Threads, 0),
     "seed": (Seed, 0),
     "device": (Device, "cpu"),
+    "allow_code": (AllowCode, False),
 }
 """Arguments of `Session`: (type, default)."""
 

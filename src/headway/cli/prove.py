@@ -32,6 +32,7 @@ def command(
         seed=session.seed,
         command=typed("prove"),
         progress=session.progress,
+        allow_code=session.allow_code,
     )
     documents = [proof.as_json() for proof in proofs]
     document: dict[str, Any] = {"proofs": documents, "met": all(proof.met for proof in proofs)}

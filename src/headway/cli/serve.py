@@ -103,6 +103,7 @@ def command(
             max_seqs or 32,
             ttft,
             tbt,
+            allow_code=session.allow_code,
             **trained,
         )
         for model in models or ()
@@ -111,7 +112,8 @@ def command(
         most, slo = planned.limits, planned.slo
         held = slo.tbt_s or slo.tpot_s
         steps, seed = planned.recipe, session.seed
-        setups = [Setup(planned.model, steps, most.threads, seed, most.kv_bytes, None, most.max_seqs, slo.ttft_s, held)]
+        limited = (most.threads, seed, most.kv_bytes, None, most.max_seqs, slo.ttft_s, held)
+        setups = [Setup(planned.model, steps, *limited, allow_code=session.allow_code)]
     with ExitStack() as stack:
         shown = _Shown(session.progress, stack)
 

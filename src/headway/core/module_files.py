@@ -142,7 +142,8 @@ def _network(origin: Origin, module: nn.Module | None, allow_code: bool) -> tupl
     if origin.kind == "python":
         if not allow_code:
             raise BadInput(
-                f"this model is built by the code {origin}", "load it with allow_code=True or module=network"
+                f"this model is built by the code {origin}",
+                "let it run: --allow-code, or headway.load(folder, allow_code=True); or bring it with module=network",
             )
         return module_of(build_python(origin.name), str(origin))[0], None
     raise BadInput("this model's network was built by its user", "bring it: headway.load(folder, module=network)")

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
@@ -86,11 +87,13 @@ def optimize(
     seed: int = 0,
     command: str = "",
     progress: Progress | None = None,
+    allow_code: bool = False,
 ) -> Any:
     """Bring a model under a budget; gives a `Result` (see `headway.optimize.result`).
 
     The workload is made of `text`, `data`, `quality` and `context` (see `make_workload`) unless given whole.
-    Everything is validated before anything is loaded or run. Raises `BadInput` for what cannot be asked.
+    `allow_code`: as of `load`. Everything is validated before anything is loaded or run. Raises `BadInput` for what
+    cannot be asked.
     """
     began = time.monotonic()
     own = quality or (workload.quality if workload is not None and ":" in workload.quality else "")
@@ -108,7 +111,7 @@ def optimize(
 
     count = use_threads(threads)
     progress = progress or Progress()
-    loaded = load(model, sample)
+    loaded = load(model, sample, allow_code=allow_code)
     refuse_for(loaded, parsed, bool(own))
     check_sites(fixed, loaded)
     given = workload or make_workload(loaded, text=text, data=data, quality=quality, context=context)
@@ -152,6 +155,7 @@ def plan(
     context: int = 0,
     threads: int = 0,
     progress: Progress | None = None,
+    allow_code: bool = False,
 ) -> Any:
     """`--dry-run`: what the model with the recipe will need here or on `target`, predicted (a `dry_run.Plan`).
 
@@ -164,7 +168,7 @@ def plan(
     from headway.optimize.dry_run import dry_run
 
     count = use_threads(threads)
-    loaded = load(model)
+    loaded = load(model, allow_code=allow_code)
     refuse_for(loaded, parsed, bool(quality))
     check_sites(fixed, loaded)
     given = make_workload(loaded, text=text, data=data, quality=quality, context=context)
@@ -298,6 +302,7 @@ def apply(
     threads: int = 0,
     seed: int = 0,
     progress: Progress | None = None,
+    allow_code: bool = False,
 ) -> Model:
     """The model with the recipe applied; no search, nothing measured.
 
@@ -307,7 +312,7 @@ def apply(
     parsed = read_steps(recipe)
     check_sources(text=text, data=data)
     count = use_threads(threads)
-    loaded = load(model, sample)
+    loaded = load(model, sample, allow_code=allow_code)
     check_sites(parsed, loaded)
     given = workload or make_workload(loaded, text=text, data=data)
     inputs: Sequence[tuple[Any, ...]] = ()
@@ -338,6 +343,7 @@ def apply_and_save(
     seed: int = 0,
     command: str = "",
     progress: Progress | None = None,
+    allow_code: bool = False,
 ) -> Any:
     """Apply one recipe, measure it beside the unmodified model on held-out data and save the artifact: a `Result`.
 
@@ -350,7 +356,7 @@ def apply_and_save(
 
     count = use_threads(threads)
     progress = progress or Progress()
-    loaded = load(model)
+    loaded = load(model, allow_code=allow_code)
     given = workload or make_workload(loaded, text=text, data=data)
     notes = []
     if is_bare(loaded, given):
@@ -426,6 +432,7 @@ def prove(
     seed: int = 0,
     command: str = "",
     progress: Progress | None = None,
+    allow_code: bool = False,
 ) -> list[Proof]:
     """Run the proofs of these systems (all that ship one, when none is named); each is kept in the ledger."""
     chosen = [entry(slug) for slug in slugs] or [
@@ -440,7 +447,7 @@ def prove(
     target = machine(progress)
     done = []
     for found in chosen:
-        context = proofs.ProofContext(target, load, model, quick, count, seed, progress)
+        context = proofs.ProofContext(target, partial(load, allow_code=allow_code), model, quick, count, seed, progress)
         try:
             evidence, baseline = proofs.run(found, context)
         except BrokenPlugIn as error:

@@ -35,8 +35,8 @@ def load(source: Any, sample: Any = None, *, module: Any = None, allow_code: boo
 def _load(source: Any, sample: Any, module: Any, allow_code: bool) -> Model:
     if isinstance(source, str | Path) and str(source).strip() and (Path(source) / "headway.json").is_file():
         return _from_artifact(Path(source), module, allow_code)
-    if module is not None or allow_code:
-        raise BadInput(f"{source} is no artifact", "module= and allow_code= are for artifacts of modules")
+    if module is not None:
+        raise BadInput(f"{source} is no artifact", "module= is for artifacts of modules")
     if isinstance(source, Model):
         return source
     if not isinstance(source, str | Path):

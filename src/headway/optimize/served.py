@@ -80,7 +80,7 @@ def _load(wanted: Setup, progress: Progress) -> tuple[Model, list[str]]:
     cpu.set_threads(wanted.threads or len(os.sched_getaffinity(0)))
     artifact = Path(wanted.model) / RECIPE
     steps = Recipe.read(str(artifact)).steps if artifact.is_file() else ()
-    model = load(wanted.model)
+    model = load(wanted.model, allow_code=wanted.allow_code)
     if wanted.recipe is not None:
         steps += read_steps(wanted.recipe).steps
         model = apply(wanted.recipe, model, threads=wanted.threads, seed=wanted.seed, progress=progress)

@@ -39,6 +39,8 @@ class Setup(Struct, tag="setup"):
     """File of examples to train adapters on."""
     adapters: str = ""
     """Folder they go to."""
+    allow_code: bool = False
+    """Whether the function that an artifact names may be run."""
 
 
 class Submit(Struct, array_like=True, tag=1):
