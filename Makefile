@@ -13,7 +13,7 @@ $(STAMP): pyproject.toml CMakeLists.txt scripts/setup
 	@touch $(STAMP)
 
 optimize: setup
-	$(BIN)/headway optimize smollm2-135m --budget "size<=80MB, quality>=0.95" --minimize latency -o out/smollm2-135m
+	$(BIN)/headway optimize smollm2-135m --budget "size<=88MB, quality>=0.95" --minimize latency -o out/smollm2-135m
 
 native:
 	$(BIN)/pip install -q --no-build-isolation -e .

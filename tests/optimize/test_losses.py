@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from headway.core.budget import Budget
 from headway.core.cache import StepCache
 from headway.core.card import Card
 from headway.core.errors import BadInput
@@ -21,7 +22,8 @@ from headway.core.registry import BrokenPlugIn, Entry, entry
 from headway.core.system import Context
 from headway.llm.weights.dense import DenseWeight
 from headway.optimize import api, applying, losses
-from headway.optimize.losses import Moments, calibrate_in, choice_table
+from headway.optimize.losses import Moments, by_need, calibrate_in, choice_table
+from headway.optimize.pipeline import share_left
 
 
 def test_losses_are_kept_by_maker_and_infinite_ones_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,6 +66,29 @@ def test_what_is_made_in_no_time_comes_first_and_what_was_not_tried_is_told(
     assert [choice.system for choice in table.choices[1:]] == expected
     told = "the time was up when 2 of 3 settings of the weight systems had not been tried"
     assert [note.partition(";")[0] for note in context.notes] == ([] if until > 0 else [told])
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"),
+    [
+        (1.0, ["4.5", "4.25", "4.25c", "4", "3.5", "8", "5"]),  # nothing is asked: what loses least
+        (0.85, ["4.25", "4.5", "4.25c", "4", "3.5", "8", "5"]),
+        (0.8, ["4", "4.25", "3.5", "4.25c", "4.5", "8", "5"]),
+        (0.1, ["3.5", "4", "4.25", "4.25c", "4.5", "8", "5"]),  # out of reach: what saves most
+    ],
+)
+def test_what_the_budget_needs_is_made_first(share: float, expected: list[str]) -> None:
+    """Bits beside 5 that are held; `c`: with calibration."""
+    names = ["8", "5", "4.25c", "3.5", "4.5", "4.25", "4"]
+    options = [(name, float(name.rstrip("c")) / 5, name.endswith("c")) for name in names]
+    assert by_need(options, share) == expected
+
+
+def test_the_tightest_limit_says_what_share_is_left() -> None:
+    measured = {"size_bytes": 100e6, "tpot_s": 0.01, "quality": 0.99, "kl": 0.01}
+    assert share_left(Budget.parse("size<=80MB, latency<=6ms/token, quality>=0.5, kl<=0.001"), measured) == 0.6
+    assert share_left(Budget.parse("size<=80MB, latency<=60ms/token, memory<=1MB"), measured) == 0.8
+    assert share_left(Budget(), measured) == share_left(Budget.parse("size<=1GB"), measured) == 1.0
 
 
 @pytest.mark.parametrize(("seconds", "count"), [(100.0, 6), (24.0, 6), (23.0, 4), (16.0, 4), (15.0, 2), (0.0, 2)])

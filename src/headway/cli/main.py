@@ -34,7 +34,7 @@ Bring a model, a machine and a budget; leave with what meets it, and the measure
 {verbs}
 
 headway VERB --help explains a verb. Start with:
-  headway optimize smollm2-135m --budget "size<=80MB, quality>=0.95" --minimize latency -o out/
+  headway optimize smollm2-135m --budget "size<=88MB, quality>=0.95" --minimize latency -o out/
 """
 
 

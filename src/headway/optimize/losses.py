@@ -49,10 +49,13 @@ COPIED = 1e-12
 """Relative error below which a choice counts as lossless."""
 
 
-def make_space(subject: Subject, context: Context, request: Request, until: float = math.inf) -> Space:
+def make_space(
+    subject: Subject, context: Context, request: Request, until: float = math.inf, share: float = 1.0
+) -> Space:
     """What applies to this model on this machine and does not clash with the fixed part of the recipe.
 
-    until: by the monotonic clock; afterwards further options are left out, all but the first of all.
+    until: by the monotonic clock; afterwards further options are left out, all but the first of all. share: of what
+    the model costs now, what the budget leaves of it.
     """
     fixed = {SLOTS[found.slot].name for found in (systems()[step.system].card for step in request.recipe.steps)}
     weights: list[tuple[str, WeightTransform[Any], list[dict[str, Any]]]] = []
@@ -90,7 +93,7 @@ def make_space(subject: Subject, context: Context, request: Request, until: floa
     context.target = with_attention(context.target, plugged, context.threads, context.progress)
     if weights and context.calibration:
         calibrate_in(CALIBRATING * request.time_s, subject.model, context)
-    table = choice_table(subject, context, weights, until)
+    table = choice_table(subject, context, weights, until, share)
     context.held.clear()  # every weight is made: H is not needed any more
     trim()  # backward passes leave gigabytes of freed pieces behind
     return Space(table, policies, request.recipe, plug)
@@ -117,6 +120,7 @@ def choice_table(
     context: Context,
     weights: Sequence[tuple[str, WeightTransform[Any], list[dict[str, Any]]]],
     until: float = math.inf,
+    share: float = 1.0,
 ) -> ChoiceTable:
     """What every site may hold: as it is, or made by one of the systems (slug, system, options to try)."""
     model = subject.model
@@ -130,7 +134,15 @@ def choice_table(
     ]
     # Every system's first option, then every second: when the time is short each has had its turn.
     turns = [offer for offer in chain.from_iterable(zip_longest(*offers)) if offer]
-    turns.sort(key=lambda offer: offer[1].calibrates(offer[3]))  # made in no time first
+    now = sum(float(weight.nbytes) for weight in held[0].values())
+
+    def stored_share(turn: tuple[str, WeightTransform[Any], dict[str, Any], Any]) -> float:
+        _, system, _, settings = turn
+        taken = system.taken(settings, sites)
+        kept = now - sum(float(held[0][site.name].nbytes) for site in taken)
+        return (kept + sum(system.stored(site, settings)[1] for site in taken)) / max(now, 1.0)
+
+    turns = by_need([(turn, stored_share(turn), turn[1].calibrates(turn[3])) for turn in turns], share)
     for number, (slug, system, option, settings) in enumerate(turns):
         if time.monotonic() > until and number:
             context.notes.append(
@@ -157,6 +169,21 @@ def choice_table(
         np.array(seconds),
         tuple(tuple(weight.form for weight in row) for row in stored),
     )
+
+
+def by_need(options: Sequence[tuple[Any, float, bool]], share: float) -> list[Any]:
+    """Options in the order in which they are made, when the time may not suffice for all.
+
+    options: each with the share of the present bytes that it stores, and whether it calibrates. By turns the nearest
+    one that alone brings the bytes to `share`, and the nearest above, whose loss is less; last what saves nothing. Of
+    equal ones those first that are made in no time.
+    """
+    ordered = sorted(options, key=lambda option: option[2])
+    saving = [option for option in ordered if option[1] < 1.0]
+    below = sorted((o for o in saving if o[1] <= share), key=lambda o: -o[1])
+    above = sorted((o for o in saving if o[1] > share), key=lambda o: o[1])
+    turns = [option for pair in zip_longest(below, above) for option in pair if option is not None]
+    return [option[0] for option in (*turns, *(o for o in ordered if not o[1] < 1.0))]
 
 
 class Moments:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from headway.core.budget import Budget, Violation
+from headway.core.budget import METRICS, Budget, Violation
 from headway.core.cache import StepCache
 from headway.core.evidence import Evidence
 from headway.core.ledger import Ledger
@@ -164,7 +164,9 @@ class Search:
     def explore_and_measure(self) -> None:
         """The rounds of a search on one network."""
         request = replace(self.request, recipe=self.network + self.request.recipe)
-        space = make_space(self.subject, self.context, request, self.deadline - SPACE * request.time_s)
+        until = self.deadline - SPACE * request.time_s
+        share = share_left(request.budget, self.here[0].measured)
+        space = make_space(self.subject, self.context, request, until, share)
         self.learn()
         self.explore(space)
         while self.goes_on():
@@ -400,6 +402,15 @@ class Search:
             result.save(self.request.output)
         self.ledger.append(result.evidence)
         return result
+
+
+def share_left(budget: Budget, measured: Mapping[str, float]) -> float:
+    """The share of what it measures now that the tightest limit on a cost leaves; 1 at most."""
+    costs = [
+        limit for limit in budget.limits if METRICS[limit.metric].better == "low" and limit.metric not in QUALITIES
+    ]
+    values = [(limit.value, measured.get(limit.measured_key(measured), 0.0)) for limit in costs]
+    return min([1.0, *(limit / now for limit, now in values if now > 0)])
 
 
 def _is_good(candidate: Candidate, budget: Budget) -> bool:
