@@ -80,3 +80,13 @@ def test_ctrl_c_says_in_one_line_that_what_was_measured_is_kept(
     while any(Path(f"/proc/{child}").exists() for child in children):
         assert time.monotonic() < deadline, "a child lives on"
         time.sleep(0.005)
+
+
+def test_ctrl_c_within_evaluated_text_ends_a_module_with_130_too(tmp_path: Path) -> None:
+    (tmp_path / "evaluates.py").write_text(
+        "import signal, sys; from headway.cli import main\n"
+        "main._answer = lambda words: eval('signal.raise_signal(signal.SIGINT)')\n"
+        "sys.exit(main.main(['systems']))"
+    )
+    command = [sys.executable, "-m", "evaluates"]
+    assert subprocess.run(command, cwd=tmp_path, stderr=subprocess.DEVNULL, check=False).returncode == 130

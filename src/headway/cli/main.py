@@ -55,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read the answer has seen enough
         code = 0
     if code == 130:  # also what a server gives for Ctrl-C
+        exec("")  # else `python -m` ends by the signal where Ctrl-C came within an eval, as of each namedtuple
         _say("interrupted; everything measured so far is kept, run the same command to go on")
     for stream in (sys.stdout, sys.stderr):
         try:
