@@ -103,6 +103,19 @@ def test_a_slow_model_is_timed_for_as_many_pairs_as_say_something(
     assert timing.rounds == pairs
 
 
+@pytest.mark.parametrize(
+    ("asked", "purpose", "pairs"), [(True, "search", 8), (False, "search", 3), (False, "proof", 8)]
+)
+def test_the_first_token_is_timed_in_full_where_it_is_asked_for_and_in_the_proof(
+    asked: bool, purpose: str, pairs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Slow()
+    slow.clocks = lambda model: {"ttft_s": (lambda: None, 1), "tpot_s": (lambda: None, 1)}  # type: ignore[method-assign]
+    monkeypatch.setattr(Bench, "model", lambda self, recipe: slow)
+    found = Bench(slow, slow, ttft_asked=asked).timings({"winner": INT8}, 24, purpose)  # type: ignore[arg-type]
+    assert {metric: timing.rounds for metric, (timing, _) in found.items()} == {"ttft_s": pairs, "tpot_s": 24}
+
+
 def test_a_longer_time_times_a_slow_model_again_and_the_same_time_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

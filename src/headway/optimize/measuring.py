@@ -24,6 +24,8 @@ WINNER = "winner"
 UNMODIFIED = Recipe()
 FEWEST = 7
 """Pairs that a timing goes on for beyond its time: fewer say nothing."""
+GLANCES = 3
+"""Pairs of the time to the first token during a search that is not asked for it: the proof takes it in full."""
 KEPT_MODELS = 10
 """Applied models kept in memory at once."""
 
@@ -39,6 +41,8 @@ class Bench:
     """Seconds one interleaved timing may take for each metric."""
     patience_s: float = 60.0
     """Seconds it may take for the first `FEWEST` pairs."""
+    ttft_asked: bool = True
+    """Whether the budget limits the time to the first token."""
     models: dict[str, Model] = field(default_factory=dict)
     first_s: dict[str, float] = field(default_factory=dict)
     """Metric -> seconds of the unmodified model when it was first measured."""
@@ -75,18 +79,21 @@ class Bench:
         found: dict[str, tuple[Timing, int]] = {}
         arms = {BASELINE: UNMODIFIED, **recipes}
         for metric in self.subject.clocks(self.subject.model):
+            pairs = rounds
+            if metric == "ttft_s":
+                pairs = max(FEWEST, rounds // 3) if self.ttft_asked or purpose != "search" else GLANCES
+            fewest = min(FEWEST, pairs)
 
-            def measure(metric: str = metric) -> dict[str, Any]:
+            def measure(metric: str = metric, pairs: int = pairs, fewest: int = fewest) -> dict[str, Any]:
                 clocks = {name: self.subject.clocks(self.model(recipe))[metric] for name, recipe in arms.items()}
-                fewer = max(FEWEST, rounds // 3) if metric == "ttft_s" else rounds
-                with self.context.progress.task(f"timing {metric} of {len(arms)} models, interleaved", fewer) as task:
+                with self.context.progress.task(f"timing {metric} of {len(arms)} models, interleaved", pairs) as task:
                     timing = compare(
                         {name: call for name, (call, _) in clocks.items()},
-                        rounds=fewer,
+                        rounds=pairs,
                         baseline=BASELINE,
                         seed=self.context.seed,
                         warmup=1,
-                        fewest=FEWEST,
+                        fewest=fewest,
                         patience_s=self.patience_s,
                         time_limit_s=self.metrics_limit_s * (1 + len(arms) / 2),
                         progress=lambda done, total: task.advance(),
@@ -94,9 +101,9 @@ class Bench:
                 return {**plain(timing), "units": clocks[BASELINE][1], "patience_s": self.patience_s}
 
             made_of = {name: str(recipe) for name, recipe in arms.items()}
-            document = self._cached("timing", measure, metric, made_of, rounds, purpose)
-            if len(document["orders"]) < FEWEST and document.get("patience_s", 0.0) < self.patience_s:
-                document = self._cached("timing", measure, metric, made_of, rounds, purpose, self.patience_s)
+            document = self._cached("timing", measure, metric, made_of, pairs, purpose)
+            if len(document["orders"]) < fewest and document.get("patience_s", 0.0) < self.patience_s:
+                document = self._cached("timing", measure, metric, made_of, pairs, purpose, self.patience_s)
             document.pop("patience_s", None)
             units = document.pop("units")
             found[metric] = (Timing(**document), units)

@@ -142,7 +142,8 @@ class Search:
         corrections = Corrections(power=subject.loss_power)
         patience_s = (PATIENCE if request.searches else PATIENCE_ALONE) * request.time_s
         limit_s = min(Bench.metrics_limit_s, TIMING * request.time_s)
-        bench = Bench(subject, context, metrics_limit_s=limit_s, patience_s=patience_s)
+        asked = any(limit.metric == "ttft" for limit in request.budget.limits)
+        bench = Bench(subject, context, metrics_limit_s=limit_s, patience_s=patience_s, ttft_asked=asked)
         # Opened now: a home that cannot be written is found before minutes of measuring.
         search = cls(request, subject, context, bench, deadline, Ledger.open(), corrections=corrections)
         if request.searches:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from headway.core.budget import Budget, Objective
+from headway.core.budget import OBJECTIVES, Budget, Objective
 from headway.core.model import Model
 from headway.core.recipe import Recipe, Step
 from headway.core.target import Target
@@ -21,6 +21,10 @@ from headway.optimize.table import ChoiceTable
 TRIALS = 120
 LOSSES = 1e-4, 1.0
 """Least and largest loss a recipe may be predicted to add."""
+PRICES = 1e-3, 1e3
+"""Of the cost that is no objective, over that of the objective: least and largest."""
+BYTES, SECONDS = {"size", "memory"}, {"latency", "tpot", "throughput"}
+"""Limits that fewer bytes, and faster weights, help to hold."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +88,13 @@ def propose(
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     found: dict[str, Candidate] = {}
     table = space.table
-    cost = {"size": table.nbytes, "memory": table.nbytes, "latency": table.seconds}.get(objective.name, table.nbytes)
-    # A small price on the other cost breaks ties towards recipes that are better in both.
+    costs = {name: table.seconds if name == "latency" else table.nbytes for name in OBJECTIVES}
+    cost = costs[objective.name]
     other = table.nbytes if cost is table.seconds else table.seconds
-    cost = cost / max(cost[:, 0].sum(), 1e-30) + 1e-3 * other / max(other[:, 0].sum(), 1e-30)
+    cost, other = (values / max(values[:, 0].sum(), 1e-30) for values in (cost, other))
+    # What is limited besides the objective may have to be paid for with it. Otherwise a small price breaks ties.
+    limited = {limit.metric for limit in budget.limits} & (BYTES if objective.name == "latency" else SECONDS)
+    prices = PRICES if limited else PRICES[:1]
 
     def evaluate(trial: Any) -> tuple[float, float]:
         limit = trial.suggest_float("loss", *LOSSES, log=True)
@@ -99,7 +106,8 @@ def propose(
             for slot, steps in space.policies.items()
             if (pick := trial.suggest_categorical(slot, [-1, *range(len(steps))])) >= 0
         ]
-        candidate = predict(space, subject, target, threads, table.allowing(allowed), cost, limit, steps, corrections)
+        both = cost + (trial.suggest_float("price", *prices, log=True) if limited else prices[0]) * other
+        candidate = predict(space, subject, target, threads, table.allowing(allowed), both, limit, steps, corrections)
         found.setdefault(str(candidate.recipe), candidate)
         return objective.value(candidate.predicted), 1.0 - candidate.predicted["quality"]
 
@@ -107,7 +115,8 @@ def propose(
     study = optuna.create_study(directions=["minimize", "minimize"], sampler=sampler)
     every = {f"choice {number}": True for number in range(1, len(table.choices))} | dict.fromkeys(space.policies, -1)
     for aim in _aims(budget, corrections.margin):
-        study.enqueue_trial({"loss": aim, **every})
+        for price in prices:
+            study.enqueue_trial({"loss": aim, **every} | ({"price": price} if limited else {}))
     study.optimize(evaluate, n_trials=TRIALS)
     return rank(list(found.values()), budget, objective)[:count]
 
